@@ -1,0 +1,368 @@
+/*
+ * The control block: what the Host and the vCPU workers of one machine share
+ * beside guest RAM.  This file is the only declaration of that layout and of
+ * the Switcher's functions: the C files include it, and Python hands it to
+ * cffi (switcher/binding.py) after dropping the preprocessor lines that are
+ * not plain integer #defines.  So: only #define NAME integer, enums, structs
+ * of fixed-width integers, and prototypes.
+ *
+ * Words marked [atomic] are shared by several processes without a lock; they
+ * are touched through the functions below (or __atomic builtins in C), never
+ * by plain Python stores.
+ */
+#ifndef SMPGUEST_CONTROL_H
+#define SMPGUEST_CONTROL_H
+#include <stdint.h>
+
+#define SMP_MAGIC 0x534d5047
+#define SMP_ABI 1
+#define SMP_MAX_VCPUS 16
+#define SMP_RING 256
+#define SMP_POSTED 4096
+#define SMP_BINDINGS 64
+#define SMP_MMIO_RANGES 16
+#define SMP_TEXT 240
+#define SMP_LAPIC_BASE 0xfee00000
+#define SMP_IOAPIC_BASE 0xfec00000
+
+/* A vCPU's life (DESIGN.md): written by its worker, except that the Host
+ * writes CRASHED for a worker that can no longer speak. */
+enum smp_state {
+    SMP_PAUSED,          /* born here; also between pause and resume */
+    SMP_RUNNING,         /* executing the Guest */
+    SMP_HALTED,          /* HLT, or waiting for SIPI */
+    SMP_IN_HOST,         /* waiting for the Host to answer its request */
+    SMP_STOPPED,         /* left run_guest() in an orderly way */
+    SMP_CRASHED          /* its worker died or failed */
+};
+
+/* Why smp_run() came back to run_guest(). */
+enum smp_exit {
+    SMP_EXIT_NONE,
+    SMP_EXIT_HALT,       /* halted and nothing came during the spin */
+    SMP_EXIT_STOP,       /* pause requested, or a signal asked the loop to look */
+    SMP_EXIT_NOTIFY,     /* a notify that no eventfd claims: see request.address */
+    SMP_EXIT_DEAD,       /* control.dead was set, by us or by somebody else */
+    SMP_EXIT_ERROR       /* the engine failed: a Host error, see last_error */
+};
+
+/* Why the Guest is dead.  The first writer wins (smp_kill_guest). */
+enum smp_dead {
+    SMP_ALIVE,
+    SMP_DEAD_POWEROFF,   /* the Guest powered off */
+    SMP_DEAD_DEBUG_EXIT, /* it wrote `dead_code` to port 0xf4 */
+    SMP_DEAD_RESTART,    /* it asked for a restart */
+    SMP_DEAD_KILLED,     /* it misbehaved (triple fault, bad address ...) or panicked */
+    SMP_DEAD_WORKER,     /* a vCPU worker failed or was killed */
+    SMP_DEAD_HOST,       /* the Host failed */
+    SMP_DEAD_TIMEOUT,    /* --timeout ran out */
+    SMP_DEAD_INTERRUPTED,/* Ctrl-C, SIGTERM or a closed terminal (dead_code: the signal) */
+    SMP_DEAD_STOPPED     /* stopped from the Python API */
+};
+
+/* What a worker asks of the Host through its mailbox. */
+enum smp_request_kind {
+    SMP_REQ_NONE, SMP_REQ_PIO_READ, SMP_REQ_PIO_WRITE, SMP_REQ_MMIO_READ, SMP_REQ_MMIO_WRITE
+};
+/* Mailbox word: IDLE -> (worker) ASKED -> (Host) ANSWERED -> (worker) IDLE. */
+enum smp_mailbox { SMP_MAIL_IDLE, SMP_MAIL_ASKED, SMP_MAIL_ANSWERED };
+
+/* Attributes of an I/O port, set by the Host before the Guest runs.
+ * 0: nobody is there: reads give all ones, writes are dropped, in the Switcher. */
+#define SMP_PORT_SYNC 1     /* goes to the Host through the mailbox */
+#define SMP_PORT_POSTED 2   /* writes are posted to the ring: no answer needed */
+#define SMP_PORT_SHADOW 4   /* reads are answered from port_shadow[] */
+
+/* Posted to the Host, in the order the vCPUs did it. */
+enum smp_posted_kind { SMP_POST_NONE, SMP_POST_PIO_WRITE, SMP_POST_EOI };
+
+/* Delivery modes and destination of an interrupt message (SDM 11.6.1 ICR, 11.11 MSI). */
+enum smp_delivery {
+    SMP_DELIVER_FIXED = 0, SMP_DELIVER_LOWEST = 1, SMP_DELIVER_SMI = 2, SMP_DELIVER_NMI = 4,
+    SMP_DELIVER_INIT = 5, SMP_DELIVER_SIPI = 6, SMP_DELIVER_EXTINT = 7
+};
+
+/* Call sites of the Big Lock, each with its own wait and hold times. */
+enum smp_site {
+    SMP_SITE_LIFECYCLE, SMP_SITE_BUS, SMP_SITE_IRQ, SMP_SITE_NOTIFY, SMP_SITE_OTHER, SMP_SITES
+};
+
+/* events: per-vCPU happenings that are not fixed interrupts [atomic bitmap] */
+#define SMP_EVENT_NMI 1
+#define SMP_EVENT_INIT 2
+#define SMP_EVENT_SIPI 4
+#define SMP_EVENT_TIMER 8      /* the local APIC timer's host timer expired */
+#define SMP_EVENT_STOP 16      /* leave smp_run() and look at pause/signals */
+#define SMP_EVENT_LAPIC 32     /* re-evaluate pending interrupts (after EOI, TPR ...) */
+
+struct smp_lock_stats {
+    uint64_t count;
+    uint64_t contended;
+    uint64_t wait_ns;
+    uint64_t hold_ns;
+    uint64_t max_hold_ns;
+    uint64_t recovered;        /* times the lock was taken over from a dead holder */
+};
+
+struct smp_posted {
+    uint32_t ready;            /* [atomic] slot filled */
+    uint16_t kind;
+    uint8_t size;
+    uint8_t vcpu;
+    uint64_t address;          /* port, or vector for EOI */
+    uint64_t data;
+};
+
+/* One eventfd bound to an address (KVM's ioeventfd, lguest's LHREQ_EVENTFD). */
+struct smp_binding {
+    uint32_t used;
+    uint32_t kind;             /* enum smp_request_kind of the write it claims; 0 = NOTIFY */
+    uint64_t address;
+    int32_t fd;                /* created before the workers are forked: same number in all */
+    uint32_t count;
+};
+
+struct smp_mmio_range { uint64_t base; uint64_t size; };
+
+struct smp_request {
+    uint32_t mail;             /* [atomic, futex] enum smp_mailbox */
+    uint32_t kind;
+    uint64_t address;
+    uint64_t data;
+    uint32_t size;             /* bytes: 1, 2, 4, 8 */
+    uint32_t pad;
+};
+
+/* Exits per reason and other counts; only the owning vCPU writes. */
+struct smp_counters {
+    uint64_t runs;             /* entries into the Guest from run_guest() */
+    uint64_t halts;
+    uint64_t halt_sleeps;      /* halts that outlived the spin */
+    uint64_t pio_sync;
+    uint64_t pio_posted;
+    uint64_t pio_native;       /* answered in the Switcher */
+    uint64_t mmio_host;
+    uint64_t mmio_lapic;
+    uint64_t mmio_none;
+    uint64_t interrupts;       /* vectors delivered */
+    uint64_t exceptions;
+    uint64_t ipis_sent;
+    uint64_t nmis;
+    uint64_t timer_fires;
+    uint64_t kicks;            /* times the kick word was seen */
+    uint64_t msr;
+    uint64_t cpuid;
+    uint64_t notify_eventfd;
+    uint64_t notify_launcher;
+    uint64_t exclusive;        /* split locks and the like run with all others parked */
+    uint64_t parked;           /* times this vCPU was parked for another's */
+    uint64_t tb_translated;
+    uint64_t tb_invalidated;   /* remote invalidations handled */
+    uint64_t code_posts;       /* invalidations sent */
+    uint64_t write_protects;   /* write-protect handshakes answered */
+    uint64_t ring_overflows;
+};
+
+/* A copy of the architectural registers, decoded from the engine's CPU state. */
+struct smp_regs {
+    uint64_t gpr[16];          /* rax rcx rdx rbx rsp rbp rsi rdi r8..r15 */
+    uint64_t rip;
+    uint64_t rflags;
+    uint64_t cr0;
+    uint64_t cr2;
+    uint64_t cr3;
+    uint64_t cr4;
+    uint64_t efer;
+    uint64_t seg_base[6];      /* es cs ss ds fs gs */
+    uint32_t seg_selector[6];
+    uint64_t gdt_base;
+    uint64_t idt_base;
+    uint64_t tr_base;
+    uint32_t gdt_limit;
+    uint32_t idt_limit;
+    uint32_t cpl;
+    uint32_t halted;
+};
+
+/* The local APIC (SDM vol. 3, chapter 11).  irr and tmr are [atomic]: any
+ * sender sets bits.  Everything else is written by the owning vCPU only
+ * (senders read id, ldr, dfr, svr to match destinations). */
+struct smp_lapic {
+    uint32_t irr[8];
+    uint32_t tmr[8];
+    uint32_t isr[8];
+    uint32_t id;               /* APIC ID in bits 24..31 */
+    uint32_t tpr;
+    uint32_t ldr;
+    uint32_t dfr;
+    uint32_t svr;
+    uint32_t esr;              /* latched by a write, as the SDM says */
+    uint32_t esr_pending;      /* [atomic] */
+    uint32_t icr_low;
+    uint32_t icr_high;
+    uint32_t lvt[7];           /* timer, thermal, perf, lint0, lint1, error, cmci */
+    uint32_t timer_initial;
+    uint32_t timer_divide;
+    uint64_t timer_start_ns;   /* when the current count began, guest clock in ns */
+    uint64_t timer_deadline_ns;/* absolute host CLOCK_MONOTONIC ns of the next expiry, 0 = off */
+    uint64_t tsc_deadline;     /* IA32_TSC_DEADLINE, 0 = disarmed */
+    uint64_t apic_base;        /* IA32_APIC_BASE */
+    uint32_t sipi_vector;      /* of the last SIPI accepted */
+    uint32_t wait_sipi;        /* 1: INIT was taken, only SIPI matters */
+};
+
+/* One vCPU, in the spirit of struct lguest_pages; page aligned, smp_vcpu_stride apart. */
+struct smp_vcpu {
+    uint32_t state;            /* [atomic, futex] enum smp_state */
+    uint32_t events;           /* [atomic] SMP_EVENT_* */
+    uint32_t wake;             /* [atomic, futex] bumped by every kick; sleepers wait on it */
+    uint32_t in_guest;         /* [atomic, futex] 1: may touch guest memory or translate now */
+    uint32_t sleeping;         /* [atomic] 1: waits on `wake` */
+    uint32_t pause;            /* [atomic, futex] 1: the Host wants it paused */
+    uint32_t index;
+    uint32_t pid;              /* of the worker, 0 before it exists */
+    uint32_t kick_offset;      /* of icount_decr.u16.high in the CPU state; 0 = no engine yet */
+    uint32_t exit_reason;      /* last enum smp_exit */
+    uint32_t halted;           /* HLT executed and not yet woken */
+    uint32_t flush_all;        /* [atomic] code ring overflowed: forget every translation */
+    uint32_t ring_tail;        /* [atomic] producers */
+    uint32_t ring_head;        /* the owner */
+    uint32_t reserved[2];
+    uint64_t ring[256];        /* [atomic] SMP_RING posts about code pages: see coherence.c */
+    struct smp_request request;
+    struct smp_lapic lapic;
+    struct smp_counters counters;
+    uint64_t start_eip;        /* BSP start state, set by the loader */
+    uint64_t start_eax;
+    uint64_t start_ebx;
+    uint64_t start_esi;
+    uint32_t start_mode;       /* 32: flat protected mode (multiboot), 64: long mode */
+    uint32_t start_cr3;
+    char last_error[240];      /* SMP_TEXT: the worker's last words */
+};
+
+struct smp_control {
+    uint32_t magic;
+    uint32_t abi;
+    uint64_t size;             /* of the whole control block, bytes */
+    uint64_t ram_size;         /* bytes of guest RAM, from guest-physical 0 */
+    uint32_t vcpus;
+    uint32_t host_pid;
+    uint64_t vcpu_offset;      /* first struct smp_vcpu */
+    uint64_t vcpu_stride;
+    uint64_t cpu_offset;       /* engine CPU state of vCPU 0 */
+    uint64_t cpu_stride;
+    uint64_t page_offset;      /* uint64_t per guest page: who has code, who writes */
+    uint64_t granule_offset;   /* uint64_t per guest page: 64-byte granules that hold code */
+    uint64_t port_offset;      /* uint8_t[65536] SMP_PORT_* */
+    uint64_t shadow_offset;    /* uint8_t[65536] */
+    uint64_t posted_offset;    /* struct smp_posted[SMP_POSTED] */
+    uint64_t tsc_start;        /* host TSC that is the Guest's TSC 0 */
+    uint64_t tsc_khz;
+    int32_t host_fd;           /* eventfd: mailboxes and the posted ring */
+    uint32_t spin_ns;          /* how long a halted vCPU spins before it sleeps */
+    uint32_t dead;             /* [atomic] enum smp_dead */
+    uint32_t dead_vcpu;        /* SMP_MAX_VCPUS: nobody's */
+    uint64_t dead_code;
+    uint32_t dead_ready;       /* [atomic] the fields of dead are complete */
+    uint32_t exclusive;        /* [atomic, futex] vCPU index + 1 that stopped the world, 0 = none */
+    uint32_t posted_tail;      /* [atomic] producers */
+    uint32_t posted_head;      /* [atomic, futex] the Host */
+    uint32_t posted_signalled; /* [atomic] the Host has been told since it last drained */
+    uint32_t bindings_used;
+    uint32_t mmio_ranges;
+    uint32_t lowest_next;      /* round robin of lowest-priority delivery */
+    struct smp_mmio_range mmio[16];
+    struct smp_binding bindings[64];
+    uint64_t mutex[8];         /* the Big Lock: a robust process-shared pthread mutex */
+    uint32_t mutex_site;       /* the holder's call site */
+    uint32_t mutex_owner;      /* its pid, for reports */
+    uint64_t mutex_since;      /* CLOCK_MONOTONIC ns */
+    struct smp_lock_stats locks[5];
+    char dead_text[240];
+};
+
+/* ---- control.c: layout, life and death, the Big Lock, mailboxes --------- */
+uint64_t smp_control_size(uint32_t vcpus, uint64_t ram_size, uint64_t cpu_state_size);
+int smp_control_init(struct smp_control *c, uint64_t size, uint32_t vcpus, uint64_t ram_size,
+                     uint64_t cpu_state_size, uint64_t tsc_khz);
+struct smp_vcpu *smp_vcpu(struct smp_control *c, uint32_t index);
+uint64_t smp_now_ns(void);
+uint64_t smp_host_tsc(void);
+uint64_t smp_guest_tsc(struct smp_control *c);
+
+/* First writer wins; returns 1 if this call decided.  Kicks and wakes everybody. */
+int smp_kill_guest(struct smp_control *c, uint32_t reason, uint32_t vcpu, uint64_t code, const char *text);
+/* Store into the target's kick word, and wake it if it sleeps. */
+void smp_kick(struct smp_control *c, uint32_t vcpu);
+void smp_event(struct smp_control *c, uint32_t vcpu, uint32_t event);   /* atomic OR, then kick */
+/* Sleep until something is pending for this vCPU, `timeout_ns` passes (negative: for ever), or dead.
+ * Returns 1 if there is something to look at, 0 on time-out. */
+int smp_sleep(struct smp_control *c, uint32_t vcpu, int64_t timeout_ns);
+/* Host: ask for pause or resume; worker: wait in it.  smp_pause_wait returns when resumed or dead. */
+void smp_pause(struct smp_control *c, uint32_t vcpu, uint32_t on);
+void smp_pause_wait(struct smp_control *c, uint32_t vcpu);
+void smp_set_state(struct smp_control *c, uint32_t vcpu, uint32_t state);
+/* Wait until the vCPU's state differs from `state`; 1 if it does, 0 on time-out. */
+int smp_wait_state(struct smp_control *c, uint32_t vcpu, uint32_t state, int64_t timeout_ns);
+
+/* The Big Lock: 0 taken, 1 taken over from a dead holder, negative errno. */
+int smp_lock(struct smp_control *c, uint32_t site);
+int smp_unlock(struct smp_control *c);
+
+/* Worker: ask the Host and wait; returns 0, or -1 when the Guest died meanwhile (data: all ones). */
+int smp_ask_host(struct smp_control *c, uint32_t vcpu, uint32_t kind, uint64_t address, uint32_t size,
+                 uint64_t *data);
+/* Worker: post a write that needs no answer; waits for room unless the Guest is dead. */
+void smp_post(struct smp_control *c, uint32_t vcpu, uint32_t kind, uint64_t address, uint32_t size, uint64_t data);
+/* Host: take one posted entry, 1 if there was one. */
+int smp_post_take(struct smp_control *c, struct smp_posted *out);
+/* Host: has this vCPU asked?  Then answer. */
+int smp_asked(struct smp_control *c, uint32_t vcpu);
+void smp_answer(struct smp_control *c, uint32_t vcpu, uint64_t data);
+/* Port I/O and foreign MMIO as the Guest does them: native, shadowed, posted, or asked. */
+uint64_t smp_pio_read(struct smp_control *c, uint32_t vcpu, uint32_t port, uint32_t size);
+void smp_pio_write(struct smp_control *c, uint32_t vcpu, uint32_t port, uint32_t size, uint64_t data);
+uint64_t smp_mmio_read(struct smp_control *c, uint32_t vcpu, uint64_t address, uint32_t size);
+void smp_mmio_write(struct smp_control *c, uint32_t vcpu, uint64_t address, uint32_t size, uint64_t data);
+void smp_set_port(struct smp_control *c, uint32_t port, uint32_t attributes, uint32_t shadow);
+/* Bound address -> its eventfd (1), nobody -> 0.  kind 0 is a NOTIFY. */
+int smp_notify(struct smp_control *c, uint32_t kind, uint64_t address);
+int smp_bind(struct smp_control *c, uint32_t kind, uint64_t address, int fd);
+void smp_unbind(struct smp_control *c, uint32_t kind, uint64_t address);
+
+/* ---- coherence.c: code pages shared by several engines ------------------ */
+/* Host: write guest RAM so that no engine keeps a stale translation; 0, or -1 out of range. */
+int smp_dma_write(struct smp_control *c, void *ram, uint64_t address, const void *data, uint64_t len);
+/* The same around a write done elsewhere (a view of guest RAM). */
+int smp_dma_begin(struct smp_control *c, uint64_t address, uint64_t len);
+void smp_dma_end(struct smp_control *c, uint64_t address, uint64_t len);
+
+/* ---- lapic.c ------------------------------------------------------------- */
+void smp_lapic_reset(struct smp_control *c, uint32_t vcpu, uint32_t power_on);
+uint32_t smp_lapic_read(struct smp_control *c, uint32_t vcpu, uint32_t offset);
+void smp_lapic_write(struct smp_control *c, uint32_t vcpu, uint32_t offset, uint32_t value);
+int smp_lapic_pending(struct smp_control *c, uint32_t vcpu);    /* vector deliverable now, or -1 */
+int smp_lapic_ack(struct smp_control *c, uint32_t vcpu);        /* IRR -> ISR; vector (spurious if none) */
+uint32_t smp_lapic_tpr(struct smp_control *c, uint32_t vcpu);
+void smp_lapic_set_tpr(struct smp_control *c, uint32_t vcpu, uint32_t tpr);
+void smp_lapic_timer_event(struct smp_control *c, uint32_t vcpu);  /* owner, on SMP_EVENT_TIMER */
+uint64_t smp_lapic_msr_read(struct smp_control *c, uint32_t vcpu, uint32_t msr, int *fault);
+void smp_lapic_msr_write(struct smp_control *c, uint32_t vcpu, uint32_t msr, uint64_t value, int *fault);
+/* An interrupt message from a device (IOAPIC, MSI) or an IPI without shorthand; how many vCPUs took it. */
+int smp_deliver(struct smp_control *c, uint32_t destination, uint32_t logical, uint32_t delivery,
+                uint32_t vector, uint32_t level);
+/* Worker start-up: this thread's host timer for the local APIC timer; 0 or negative errno. */
+int smp_timer_start(struct smp_control *c, uint32_t vcpu);
+void smp_timer_stop(void);
+void smp_timer_arm(uint64_t deadline_ns);                       /* absolute CLOCK_MONOTONIC, 0 = off */
+
+/* ---- engine.c: only in the patched engine -------------------------------- */
+uint64_t smp_cpu_state_size(void);
+/* Before the engine is opened: where its CPU state shall live. */
+void smp_engine_prepare(struct smp_control *c, void *ram, uint32_t vcpu);
+int smp_engine_attach(void *uc);                                /* after uc_mem_map_ptr; 0 or negative */
+int smp_run(void *uc);                                          /* enter the Guest; enum smp_exit */
+int smp_read_regs(struct smp_control *c, uint32_t vcpu, struct smp_regs *out);
+uint32_t smp_engine_version(void);
+#endif
