@@ -67,7 +67,8 @@ enum smp_request_kind {
 /* Mailbox word: IDLE -> (worker) ASKED -> (Host) ANSWERED -> (worker) IDLE. */
 enum smp_mailbox { SMP_MAIL_IDLE, SMP_MAIL_ASKED, SMP_MAIL_ANSWERED };
 
-/* Attributes of an I/O port, set by the Host before the Guest runs.
+/* Attributes of an I/O port, set by the Host before the Guest runs; they may be combined.
+ * A read takes SHADOW, else SYNC; a write takes POSTED, else SYNC.
  * 0: nobody is there: reads give all ones, writes are dropped, in the Switcher. */
 #define SMP_PORT_SYNC 1     /* goes to the Host through the mailbox */
 #define SMP_PORT_POSTED 2   /* writes are posted to the ring: no answer needed */
@@ -105,7 +106,7 @@ struct smp_lock_stats {
 };
 
 struct smp_posted {
-    uint32_t ready;            /* [atomic] slot filled */
+    uint32_t ready;            /* [atomic] ticket + 1 once this lap's entry is complete */
     uint16_t kind;
     uint8_t size;
     uint8_t vcpu;
@@ -207,7 +208,7 @@ struct smp_lapic {
     uint64_t timer_deadline_ns;/* absolute host CLOCK_MONOTONIC ns of the next expiry, 0 = off */
     uint64_t tsc_deadline;     /* IA32_TSC_DEADLINE, 0 = disarmed */
     uint64_t apic_base;        /* IA32_APIC_BASE */
-    uint32_t sipi_vector;      /* of the last SIPI accepted */
+    uint32_t sipi_vector;      /* [atomic] of the SIPI that set SMP_EVENT_SIPI (by its sender) */
     uint32_t wait_sipi;        /* 1: INIT was taken, only SIPI matters */
 };
 
@@ -218,7 +219,7 @@ struct smp_vcpu {
     uint32_t wake;             /* [atomic, futex] bumped by every kick; sleepers wait on it */
     uint32_t in_guest;         /* [atomic, futex] 1: may touch guest memory or translate now */
     uint32_t sleeping;         /* [atomic] 1: waits on `wake` */
-    uint32_t pause;            /* [atomic, futex] 1: the Host wants it paused */
+    uint32_t pause;            /* [atomic, futex] 1: the Host wants it paused; 1 at birth */
     uint32_t index;
     uint32_t pid;              /* of the worker, 0 before it exists */
     uint32_t kick_offset;      /* of icount_decr.u16.high in the CPU state; 0 = no engine yet */
@@ -227,7 +228,8 @@ struct smp_vcpu {
     uint32_t flush_all;        /* [atomic] code ring overflowed: forget every translation */
     uint32_t ring_tail;        /* [atomic] producers */
     uint32_t ring_head;        /* the owner */
-    uint32_t reserved[2];
+    uint32_t masked;           /* owner: halted with IF clear, so fixed interrupts do not end smp_sleep() */
+    uint32_t reserved;
     uint64_t ring[256];        /* [atomic] SMP_RING posts about code pages: see coherence.c */
     struct smp_request request;
     struct smp_lapic lapic;
@@ -297,14 +299,27 @@ int smp_kill_guest(struct smp_control *c, uint32_t reason, uint32_t vcpu, uint64
 void smp_kick(struct smp_control *c, uint32_t vcpu);
 void smp_event(struct smp_control *c, uint32_t vcpu, uint32_t event);   /* atomic OR, then kick */
 /* Sleep until something is pending for this vCPU, `timeout_ns` passes (negative: for ever), or dead.
- * Returns 1 if there is something to look at, 0 on time-out. */
+ * Returns 1 if there is something to look at (a signal counts: its handler may want the loop), 0 on
+ * time-out.  Pending: dead, pause, events (no NMI while wait_sipi), or a deliverable interrupt unless
+ * `masked` or wait_sipi.  The caller consumes events; one that it leaves set makes this return at once. */
 int smp_sleep(struct smp_control *c, uint32_t vcpu, int64_t timeout_ns);
-/* Host: ask for pause or resume; worker: wait in it.  smp_pause_wait returns when resumed or dead. */
+/* Host: ask for pause or resume; worker: wait in it.  smp_pause_wait sets PAUSED, returns when resumed
+ * (state RUNNING again) or dead.  A vCPU is born with pause = 1: resume is what starts it. */
 void smp_pause(struct smp_control *c, uint32_t vcpu, uint32_t on);
 void smp_pause_wait(struct smp_control *c, uint32_t vcpu);
 void smp_set_state(struct smp_control *c, uint32_t vcpu, uint32_t state);
-/* Wait until the vCPU's state differs from `state`; 1 if it does, 0 on time-out. */
+/* Wait until the vCPU's state differs from `state`; 1 if it does, 0 on time-out.  Works on a dead Guest
+ * too (to collect acknowledgements), but then a negative time-out (for ever) returns at once. */
 int smp_wait_state(struct smp_control *c, uint32_t vcpu, uint32_t state, int64_t timeout_ns);
+
+/* in_guest and exclusive.  enter: 0, waiting first while another vCPU has stopped the world; -1 when the
+ * Guest is dead (not entered).  leave: before every wait, so that a stopper need not wait for us.
+ * smp_exclusive_begin: returns 0 when every other vCPU is out of the Guest, -1 when the Guest is dead
+ * (then there is nothing to end); the caller is in the Guest before and after both. */
+int smp_enter_guest(struct smp_control *c, uint32_t vcpu);
+void smp_leave_guest(struct smp_control *c, uint32_t vcpu);
+int smp_exclusive_begin(struct smp_control *c, uint32_t vcpu);
+void smp_exclusive_end(struct smp_control *c, uint32_t vcpu);
 
 /* The Big Lock: 0 taken, 1 taken over from a dead holder, negative errno. */
 int smp_lock(struct smp_control *c, uint32_t site);
@@ -315,7 +330,10 @@ int smp_ask_host(struct smp_control *c, uint32_t vcpu, uint32_t kind, uint64_t a
                  uint64_t *data);
 /* Worker: post a write that needs no answer; waits for room unless the Guest is dead. */
 void smp_post(struct smp_control *c, uint32_t vcpu, uint32_t kind, uint64_t address, uint32_t size, uint64_t data);
-/* Host: take one posted entry, 1 if there was one. */
+/* Host: call after reading host_fd and before looking at the mailboxes and the ring. */
+void smp_host_woken(struct smp_control *c);
+/* Host: take one posted entry, 1 if there was one.  Drain the ring before answering a mailbox: what a
+ * vCPU posted before it asked comes first. */
 int smp_post_take(struct smp_control *c, struct smp_posted *out);
 /* Host: has this vCPU asked?  Then answer. */
 int smp_asked(struct smp_control *c, uint32_t vcpu);
@@ -326,7 +344,8 @@ void smp_pio_write(struct smp_control *c, uint32_t vcpu, uint32_t port, uint32_t
 uint64_t smp_mmio_read(struct smp_control *c, uint32_t vcpu, uint64_t address, uint32_t size);
 void smp_mmio_write(struct smp_control *c, uint32_t vcpu, uint64_t address, uint32_t size, uint64_t data);
 void smp_set_port(struct smp_control *c, uint32_t port, uint32_t attributes, uint32_t shadow);
-/* Bound address -> its eventfd (1), nobody -> 0.  kind 0 is a NOTIFY. */
+/* Bound address -> its eventfd (1), nobody -> 0.  kind 0 is a NOTIFY.  The Big Lock is taken inside, only
+ * when a binding matches: do not hold it.  smp_bind: 0, or -EEXIST, -ENOSPC, -EBADF. */
 int smp_notify(struct smp_control *c, uint32_t kind, uint64_t address);
 int smp_bind(struct smp_control *c, uint32_t kind, uint64_t address, int fd);
 void smp_unbind(struct smp_control *c, uint32_t kind, uint64_t address);
@@ -343,7 +362,8 @@ void smp_lapic_reset(struct smp_control *c, uint32_t vcpu, uint32_t power_on);
 uint32_t smp_lapic_read(struct smp_control *c, uint32_t vcpu, uint32_t offset);
 void smp_lapic_write(struct smp_control *c, uint32_t vcpu, uint32_t offset, uint32_t value);
 int smp_lapic_pending(struct smp_control *c, uint32_t vcpu);    /* vector deliverable now, or -1 */
-int smp_lapic_ack(struct smp_control *c, uint32_t vcpu);        /* IRR -> ISR; vector (spurious if none) */
+int smp_lapic_ack(struct smp_control *c, uint32_t vcpu);        /* IRR -> ISR; vector (spurious if none); counts it */
+/* The whole 8-bit TPR; CR8 is its bits 4..7. */
 uint32_t smp_lapic_tpr(struct smp_control *c, uint32_t vcpu);
 void smp_lapic_set_tpr(struct smp_control *c, uint32_t vcpu, uint32_t tpr);
 void smp_lapic_timer_event(struct smp_control *c, uint32_t vcpu);  /* owner, on SMP_EVENT_TIMER */

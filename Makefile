@@ -1,0 +1,68 @@
+# smpguest.  Two commands are all a newcomer needs, and each does the whole set-up itself:
+#   make demo     an SMP guest on two virtual CPUs
+#   make test     the checks and the tests
+# Both are quick the second time: every step knows by its inputs whether it is up to date.
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+SOURCES = $(wildcard runtime vcpu switcher launcher.py)
+
+.NOTPARALLEL:
+.PHONY: help demo test soak perf lint setup engine native guests clean always
+
+help:
+	@echo "make demo    set everything up and run an SMP guest on two virtual CPUs"
+	@echo "make test    set everything up, then lint, type-check and test"
+	@echo "make soak    the long tests with their full counts"
+	@echo "make perf    the benchmarks"
+	@echo "make lint    ruff and mypy only"
+	@echo "make clean   remove what was built (the environment in $(VENV) stays)"
+	@echo "PYTHON=...   which Python 3.11 or later to use (now: $(PYTHON))"
+
+# The guest leaves through the debug-exit port with 0, which the Launcher reports as status 1
+# (QEMU's rule: (value << 1) | 1).  For make that is success.
+demo: setup
+	@./launcher.py run --vcpus 2 build/guests/demo.elf; status=$$?; \
+	if [ $$status -eq 1 ]; then exit 0; fi; \
+	echo "demo: expected exit status 1 (the guest says: pass), got $$status" >&2; exit 1
+
+test: setup lint
+	$(PY) -m pytest -m "not slow and not soak" $(PYTEST_ARGS)
+
+soak: setup
+	SMPGUEST_SOAK=1 $(PY) -m pytest -m "slow or soak" $(PYTEST_ARGS)
+
+perf: setup
+	$(PY) -m perf
+
+lint: $(READY)
+	$(PY) -m ruff check $(SOURCES) $(wildcard tests perf)
+	$(PY) -m mypy $(SOURCES)
+
+setup: native engine guests
+
+native: $(READY)
+	@$(PY) -m switcher.native.build
+
+engine: $(READY)
+	@$(PY) -m switcher.engine.build
+
+guests: $(READY)
+	@if [ -f guests/Makefile ]; then $(MAKE) --no-print-directory -C guests OUT=../build/guests; fi
+
+# An environment whose Python went away (upgraded, or the checkout was copied) is made anew.
+ifneq ($(shell $(PY) -c 'print("works")' 2>/dev/null),works)
+$(READY): always
+endif
+
+$(READY): pyproject.toml
+	@sh switcher/engine/preflight.sh "$(PYTHON)" "$(CC)"
+	@echo "== Python environment in $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PY) -m pip install --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

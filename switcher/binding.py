@@ -1,0 +1,137 @@
+"""The Switcher's C functions, as Python sees them.
+
+`switcher/native/control.h` is the only declaration of the shared layout and of the functions: it
+is read here once and handed to cffi.  `load()` opens the library that has the functions and, when
+that is the patched engine, makes the official Unicorn binding use the very same library.
+
+    from switcher import binding
+    b = binding.load()                       # before `import unicorn`
+    b.lib.smp_now_ns(), b.is_patched
+    binding.SMP_MAX_VCPUS, binding.ffi.sizeof("struct smp_control")   # need no library
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cffi import FFI
+
+ROOT = Path(__file__).resolve().parent.parent
+HEADER = ROOT / "switcher" / "native" / "control.h"
+ENGINE = ROOT / "build" / "engine" / "current" / "libunicorn.so.2"
+NATIVE = ROOT / "build" / "native" / "current" / "libswitcher.so"
+
+#: Which engine to use: a path to a libunicorn.so.2, or `stock` for the wheel's own (one vCPU only).
+ENGINE_VARIABLE = "SMPGUEST_ENGINE"
+
+_DEFINE = re.compile(r"^\s*#\s*define\s+(\w+)\s+(0x[0-9a-fA-F]+|\d+)\b")
+
+
+class BindingError(RuntimeError):
+    """The Switcher cannot be loaded; the message is one sentence for the user."""
+
+
+def declarations(header: str) -> str:
+    """The header as cffi wants it: no preprocessor lines but plain integer #defines."""
+    kept = []
+    for line in header.splitlines():
+        if not line.lstrip().startswith("#"):
+            kept.append(line)
+        elif match := _DEFINE.match(line):
+            kept.append(f"#define {match[1]} {int(match[2], 0)}")
+    return "\n".join(kept)
+
+
+def _constants(ffi: FFI, cdef: str) -> dict[str, int]:
+    """Every #define and enumerator of the header: reading them needs no library of ours."""
+    anything = ffi.dlopen(None)
+    names = re.findall(r"^#define (\w+)", cdef, re.M)
+    without_comments = re.sub(r"/\*.*?\*/", "", cdef, flags=re.S)
+    for body in re.findall(r"\benum\b[^{;]*\{([^}]*)\}", without_comments):
+        names += re.findall(r"\b(SMP_\w+)\b", body)
+    return {name: getattr(anything, name) for name in names}
+
+
+_cdef = declarations(HEADER.read_text())
+ffi: Any = FFI()
+ffi.cdef(_cdef)
+constants: dict[str, int] = _constants(ffi, _cdef)
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A loaded Switcher.  `lib` has the functions of control.h and its constants."""
+
+    ffi: Any
+    lib: Any
+    library: Path  # where `lib` came from
+    engine_path: Path | None  # the patched engine, None for the stock wheel's
+    is_patched: bool
+
+
+_loaded: Binding | None = None
+
+
+def load(engine: str | os.PathLike[str] | None = None) -> Binding:
+    """Open the Switcher, once per process; call it before the first `import unicorn`.
+
+    `engine` (else the variable SMPGUEST_ENGINE, else what `make` built) is a path to a patched
+    libunicorn.so.2, or `stock`.
+    """
+    global _loaded
+    if _loaded is None:
+        wanted = os.fspath(engine) if engine is not None else os.environ.get(ENGINE_VARIABLE)
+        _loaded = _load_stock() if wanted == "stock" else _load_patched(Path(wanted or ENGINE))
+    return _loaded
+
+
+def open_native(path: Path = NATIVE) -> Any:
+    """The engine-independent half (libswitcher.so) alone, whatever load() chose: for tests."""
+    if not path.exists():
+        raise BindingError(
+            "the native library is not built: run `make demo` or `python -m switcher.native.build`"
+        )
+    return ffi.dlopen(os.fspath(path.resolve()))
+
+
+def _load_stock() -> Binding:
+    lib = open_native()
+    os.environ.pop("LIBUNICORN_PATH", None)
+    return Binding(ffi, lib, NATIVE.resolve(), None, False)
+
+
+def _load_patched(path: Path) -> Binding:
+    if not path.exists():
+        if path == ENGINE:
+            raise BindingError(
+                "the engine is not built: run `make demo` or `python -m switcher.engine.build`"
+            )
+        raise BindingError(f"there is no engine at {path} (from {ENGINE_VARIABLE})")
+    # The real path, not `current`: a rebuild meanwhile must not give the two users of the library
+    # two different files.
+    path = path.resolve()
+    if path.name != "libunicorn.so.2":
+        raise BindingError(f"{path} is not named libunicorn.so.2, as Unicorn's binding wants it")
+    if "unicorn" in sys.modules and os.environ.get("LIBUNICORN_PATH") != os.fspath(path.parent):
+        raise BindingError("unicorn was imported before switcher.binding.load()")
+    os.environ["LIBUNICORN_PATH"] = os.fspath(path.parent)
+    try:
+        lib = ffi.dlopen(os.fspath(path))
+        _ = lib.smp_control_init
+    except (OSError, AttributeError) as problem:
+        raise BindingError(f"{path} is no engine of ours: {problem}") from None
+    return Binding(ffi, lib, path, path, True)
+
+
+def __getattr__(name: str) -> Any:
+    """`binding.SMP_...` are the header's constants; `lib`, `engine_path`, `is_patched` load()."""
+    if name in constants:
+        return constants[name]
+    if name in ("lib", "engine_path", "is_patched"):
+        return getattr(load(), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""The Switcher's C: control block, local APIC, code coherence, run slice."""
