@@ -1,0 +1,1 @@
+"""The Host: guest RAM, the Big Lock, devices, notifications, and the life of the vCPU workers."""

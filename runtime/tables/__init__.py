@@ -1,0 +1,1 @@
+"""Tables that firmware would have left in memory."""
