@@ -38,7 +38,7 @@ static void arm_watchdog(void)
 
 /* ---- a token goes round a ring of CPUs; everybody who does not hold it sleeps ---- */
 
-struct ring { uint32_t first, size, rounds; };
+struct ring { uint32_t first, size, rounds, before; };   /* before: pings had when nobody had started yet */
 static struct ring ring_of[MAX_CPUS];
 
 static void pass_token(void *unused)
@@ -46,7 +46,7 @@ static void pass_token(void *unused)
     (void)unused;
     uint32_t i = cpu_index();
     struct ring r = ring_of[i];
-    uint32_t next = r.first + (i - r.first + 1) % r.size, before = mine[i].pings;
+    uint32_t next = r.first + (i - r.first + 1) % r.size, before = r.before;
     this_cpu()->timer_taken = true;
     for (uint32_t round = 1; round <= r.rounds; round++) {
         if (round % 256 == 1)
@@ -66,7 +66,7 @@ static uint32_t run_rings(uint32_t size, uint32_t rounds)
 {
     uint32_t used = ncpus / size * size, halts = 0;
     for (uint32_t i = 0; i < used; i++) {
-        ring_of[i] = (struct ring){ i / size * size, size, rounds };
+        ring_of[i] = (struct ring){ i / size * size, size, rounds, mine[i].pings };
         mine[i].halts = 0;
     }
     uint64_t start = rdtsc();
