@@ -6,7 +6,7 @@ const char guest_name[] = "halt";
 enum { VECTOR_PING = 0x41, VECTOR_ALARM = 0x51, VECTOR_WATCHDOG = 0x61, VECTOR_MASKED = 0x71 };
 
 /* Changed only by this CPU's own interrupt handlers: if the interrupt is lost, nothing else makes the wait end. */
-static struct { volatile uint32_t pings, alarms, nmis, masked, halts; } mine[MAX_CPUS] __attribute__((aligned(64)));
+static struct { volatile uint32_t pings, alarms, nmis, masked, halts; } __attribute__((aligned(64))) mine[MAX_CPUS];
 
 static void handle_ping(struct trap *t) { (void)t; mine[cpu_index()].pings++; lapic_eoi(); }
 static void handle_alarm(struct trap *t) { (void)t; mine[cpu_index()].alarms++; lapic_eoi(); }

@@ -6,8 +6,8 @@ const char guest_name[] = "ipi";
 enum { VECTOR_FROM = 0x60 };                            /* + index of the sender, so that each pair has its own counter */
 
 /* got[receiver].from[sender]: written by the receiver's handler only. want: by the sender only. */
-static struct { volatile uint32_t from[MAX_CPUS], nmis; } got[MAX_CPUS] __attribute__((aligned(64)));
-static struct { uint32_t to[MAX_CPUS]; } want[MAX_CPUS] __attribute__((aligned(64)));
+static struct { volatile uint32_t from[MAX_CPUS], nmis; } __attribute__((aligned(64))) got[MAX_CPUS];
+static struct { uint32_t to[MAX_CPUS]; } __attribute__((aligned(64))) want[MAX_CPUS];
 static uint32_t nmis_wanted[MAX_CPUS];
 
 static void handle_from(struct trap *t)
@@ -251,7 +251,7 @@ void guest_main(void)
     on_vector(0xA1, handle_priority);
     on_vector(0xB1, handle_priority);
     on_vector(0xC1, handle_priority);
-    rounds = option_number("rounds", 5000) * scale;
+    rounds = option_number("rounds", ncpus > 2 ? 5000 : 20000) * scale;
 
     run_on_all(priorities, 0);
     printf("ipi: order, nesting, EOI, merging, TPR: as the SDM says, on each CPU\n");
