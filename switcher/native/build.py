@@ -1,0 +1,66 @@
+"""Builds libswitcher.so: the engine-independent half of the Switcher's C.
+
+    python -m switcher.native.build      prints the path of the library
+
+Used when the stock wheel runs a single vCPU, by the Host's own processes where no engine is
+needed, and by the unit tests.  In the patched engine the same files are part of libunicorn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from switcher import cached
+
+BUILD = cached.ROOT / "build" / "native"
+SOURCES = ("control.c", "lapic.c", "coherence.c")
+FLAGS = ("-std=gnu11", "-O2", "-g", "-fPIC", "-shared", "-Wall", "-Wextra", "-pthread")
+
+
+def build(quiet: bool = False) -> Path:
+    sources = [path for name in SOURCES if (path := cached.NATIVE_SOURCES / name).exists()]
+    headers = sorted(cached.NATIVE_SOURCES.glob("*.h"))
+    key = cached.digest(
+        cached.digest_files({path.name: path.read_bytes() for path in sources + headers}),
+        " ".join(FLAGS),
+        cached.compiler_identity(),
+    )
+    library = BUILD / key / "libswitcher.so"
+    with cached.exclusive(BUILD, "the native library"):
+        if not library.exists():
+            if not quiet:
+                print("== native library: " + " ".join(path.name for path in sources), flush=True)
+            _compile(sources, library)
+        cached.switch(BUILD / "current", key)
+    return library
+
+
+def _compile(sources: list[Path], library: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=BUILD) as scratch:
+        built = Path(scratch) / library.name
+        command = [*cached.compiler(), *FLAGS, "-o", str(built), *map(str, sources), "-lrt"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise cached.BuildError(f"{' '.join(command)}\n{done.stderr}")
+        sys.stderr.write(done.stderr)  # warnings
+        cached.install(built, library)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="switcher.native.build", description=__doc__)
+    parser.add_argument("--quiet", action="store_true", help="only print the path")
+    arguments = parser.parse_args()
+    try:
+        print(build(arguments.quiet))
+    except cached.BuildError as problem:
+        print(f"native build: {problem}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
