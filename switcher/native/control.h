@@ -229,7 +229,7 @@ struct smp_vcpu {
     uint32_t ring_tail;        /* [atomic] producers */
     uint32_t ring_head;        /* the owner */
     uint32_t masked;           /* owner: halted with IF clear, so fixed interrupts do not end smp_sleep() */
-    uint32_t reserved;
+    uint32_t state_waiters;    /* [atomic] processes in smp_wait_state() */
     uint64_t ring[256];        /* [atomic] SMP_RING posts about code pages: see coherence.c */
     struct smp_request request;
     struct smp_lapic lapic;
@@ -284,7 +284,7 @@ struct smp_control {
     char dead_text[240];
 };
 
-/* ---- control.c: layout, life and death, the Big Lock, mailboxes --------- */
+/* ---- control.c: layout, life and death, kicks and sleep ------------------- */
 uint64_t smp_control_size(uint32_t vcpus, uint64_t ram_size, uint64_t cpu_state_size);
 int smp_control_init(struct smp_control *c, uint64_t size, uint32_t vcpus, uint64_t ram_size,
                      uint64_t cpu_state_size, uint64_t tsc_khz);
@@ -321,10 +321,12 @@ void smp_leave_guest(struct smp_control *c, uint32_t vcpu);
 int smp_exclusive_begin(struct smp_control *c, uint32_t vcpu);
 void smp_exclusive_end(struct smp_control *c, uint32_t vcpu);
 
+/* ---- biglock.c ------------------------------------------------------------ */
 /* The Big Lock: 0 taken, 1 taken over from a dead holder, negative errno. */
 int smp_lock(struct smp_control *c, uint32_t site);
 int smp_unlock(struct smp_control *c);
 
+/* ---- mailbox.c: worker to Host; bus.c: ports, devices, bindings ----------- */
 /* Worker: ask the Host and wait; returns 0, or -1 when the Guest died meanwhile (data: all ones). */
 int smp_ask_host(struct smp_control *c, uint32_t vcpu, uint32_t kind, uint64_t address, uint32_t size,
                  uint64_t *data);
