@@ -9,7 +9,7 @@ struct litmus_slot {
     uint32_t pad_y[15];
 } __attribute__((aligned(64)));
 
-enum { BATCH = 256 };
+enum { BATCH = 256, CHUNK = 8 };
 
 /* `wobble` shifts the threads against each other from slot to slot; in step they would never meet. */
 #define THREAD(name, body)                                                                          \
@@ -84,11 +84,25 @@ static uint8_t wobbles[4][2 * BATCH] __attribute__((aligned(64)));
 static struct {
     const struct litmus *test;
     struct litmus_result *result;
-    uint32_t slots;
+    uint32_t slots, epoch;                              /* epoch: progress never goes back, not even between runs */
     uint64_t end;
     volatile bool stop;
     struct barrier barrier;
 } run;
+
+/* Within a batch the threads fall in step again every few slots. Only as a courtesy: who is not there after a moment
+   (its host thread may not be running at all) is not waited for. */
+static struct { volatile uint32_t at; } __attribute__((aligned(64))) progress[4];
+
+static void fall_in_step(uint32_t me, uint32_t threads, uint32_t at, uint32_t dawdle)
+{
+    progress[me].at = at;
+    for (uint32_t t = 0; t < threads; t++)
+        for (uint32_t patience = 200; patience && (int32_t)(progress[t].at - at) < 0; patience--)
+            compiler_barrier();
+    while (dawdle--)
+        compiler_barrier();
+}
 
 static uint32_t key_of(const struct litmus *t, uint32_t i)
 {
@@ -109,7 +123,7 @@ static void thread(void *number)
     random |= 1;
     for (uint32_t i = 0; i < 2 * BATCH; i++)
         wobbles[me][i] = random32(&random) >> 8 & 7;
-    for (;;) {
+    for (uint32_t round = 0;; round++) {
         /* Each of the first two owns the line that it will read, and not the one it will write: so its store has to
            wait for the line while its load is quick. That is when store buffers show. */
         if (me == 0)
@@ -118,13 +132,14 @@ static void thread(void *number)
         if (me == 1)
             for (uint32_t i = 0; i < BATCH; i++)
                 slots[i].x = 0;
-        uint32_t start = random32(&random) >> 8 & 255, offset = random32(&random) >> 8 & (BATCH - 1);
         barrier(&run.barrier, t->threads);
         if (run.stop)
             return;
-        while (start--)
-            compiler_barrier();
-        t->code[me](slots, regs[me], BATCH, wobbles[me] + offset);
+        for (uint32_t i = 0; i < BATCH; i += CHUNK) {
+            uint32_t dice = random32(&random) >> 8;
+            fall_in_step(me, t->threads, run.epoch + round * BATCH + i + 1, dice & 63);
+            t->code[me](slots + i, regs[me] + i, CHUNK, wobbles[me] + (dice >> 6 & (BATCH - 1)));
+        }
         barrier(&run.barrier, t->threads);
         if (me == 0) {
             struct litmus_result *r = run.result;
@@ -146,6 +161,9 @@ void litmus_run(const struct litmus *test, uint32_t base, uint32_t n, uint32_t m
     run.slots = n;
     run.end = start + (uint64_t)max_ms * tsc_khz;
     run.stop = false;
+    run.epoch = progress[0].at;
+    for (uint32_t t = 0; t < 4; t++)
+        progress[t].at = run.epoch;
     uint32_t mine = ~0u;
     for (uint32_t t = 0; t < test->threads; t++) {
         uint32_t cpu = (base + t) % ncpus;
