@@ -369,6 +369,8 @@ int smp_exclusive_begin(struct smp_control *c, uint32_t vcpu)
             return -1;
         nobody = 0;
     }
+    /* Outside while we wait: one of them may be waiting for us to serve its post (coherence.c). */
+    smp_leave_guest(c, vcpu);
     for (i = 0; i < c->vcpus; i++) {
         struct smp_vcpu *v = smp_vcpu(c, i);
 
@@ -383,6 +385,8 @@ int smp_exclusive_begin(struct smp_control *c, uint32_t vcpu)
         }
     }
     smp_vcpu(c, vcpu)->counters.exclusive++;
+    store(&smp_vcpu(c, vcpu)->in_guest, 1);
+    fence(); /* as in smp_enter_guest; the caller reads its ring next */
     return 0;
 }
 

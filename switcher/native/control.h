@@ -315,7 +315,8 @@ int smp_wait_state(struct smp_control *c, uint32_t vcpu, uint32_t state, int64_t
 /* in_guest and exclusive.  enter: 0, waiting first while another vCPU has stopped the world; -1 when the
  * Guest is dead (not entered).  leave: before every wait, so that a stopper need not wait for us.
  * smp_exclusive_begin: returns 0 when every other vCPU is out of the Guest, -1 when the Guest is dead
- * (then there is nothing to end); the caller is in the Guest before and after both. */
+ * (then there is nothing to end, and the caller is outside); the caller is in the Guest before and after,
+ * outside while it waits, so it serves its posts before it goes on. */
 int smp_enter_guest(struct smp_control *c, uint32_t vcpu);
 void smp_leave_guest(struct smp_control *c, uint32_t vcpu);
 int smp_exclusive_begin(struct smp_control *c, uint32_t vcpu);
