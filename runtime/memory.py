@@ -103,6 +103,10 @@ class SharedBlock:
             shm.unlink()
             shm.close_fd()
 
+    def hide_from_later_workers(self) -> None:
+        """Keep the mapping out of processes forked from now on (workers of other machines)."""
+        self.map.madvise(mmap.MADV_DONTFORK)
+
     def close(self) -> None:
         """Unmap it here (workers keep theirs)."""
         self.map.close()

@@ -1,1 +1,1 @@
-"""The devices of the `pc` machine, one small file each; they run in the Host, under the Big Lock."""
+"""The devices of the `pc` machine, one small file each; all run under the Big Lock."""

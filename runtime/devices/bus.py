@@ -70,6 +70,7 @@ class Bus:
         self._table = table
         self._ports: dict[int, Claim] = {}
         self._posted: set[int] = set()
+        self._shadows: dict[int, int] = {}
         self._mmio: list[Claim] = []
 
     # Registration -------------------------------------------------------------
@@ -93,7 +94,9 @@ class Bus:
             self._ports[port] = claim
             if port - base in posted:
                 self._posted.add(port)
-            self._table.set_port(port, sync=True, posted=port in self._posted, shadow=None)
+            self._table.set_port(
+                port, sync=True, posted=port in self._posted, shadow=self._shadows.get(port)
+            )
 
     def add_mmio(self, name: str, base: int, size: int, device: Device, ram_size: int = 0) -> None:
         """`device` answers physical addresses `[base, base + size)`.
@@ -110,6 +113,10 @@ class Bus:
 
     def publish(self, port: int, value: int | None) -> None:
         """From now on reads of `port` give `value` without asking us; None: ask us again."""
+        if value is None:
+            self._shadows.pop(port, None)
+        else:
+            self._shadows[port] = value
         self._table.set_port(port, sync=True, posted=port in self._posted, shadow=value)
 
     @property

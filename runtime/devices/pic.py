@@ -27,7 +27,7 @@ class Pic:
         return self._mask if offset == 1 else 0
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """ICW1 starts the initialisation sequence; OCW1 is the mask; OCW2 and OCW3 change nothing."""
+        """ICW1 starts the initialisation; OCW1 is the mask; OCW2 and OCW3 change nothing."""
         if offset == 0:
             if value & ICW1:
                 self._mask = 0

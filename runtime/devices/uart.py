@@ -156,6 +156,10 @@ class Uart:
         if self._lcr & LCR_DLAB:
             self._divisor = self._divisor & 0xFF00 | value
             return
+        if not (self._mcr & MCR_LOOP or self._ier & IER_THRE):
+            self._transmit(value)  # the usual case: nothing else can change
+            self._thre_pending = True
+            return
         # Writing clears the THRE interrupt; the byte leaves at once, which sets
         # it again: an edge-triggered input must see the line fall between.
         self._thre_pending = False

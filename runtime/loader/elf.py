@@ -49,7 +49,8 @@ class Elf:
         self.is_64 = ident[4] == CLASS_64
         layout = struct.Struct("<HHIQQQIHHH" if self.is_64 else "<HHIIIIIHHH")
         header = layout.unpack(image.slice(IDENT_SIZE, layout.size, "the ELF header"))
-        kind, machine, _, self.entry, table, _, _, _, entry_size, count = header
+        kind, machine, _, entry, table, _, _, _, entry_size, count = header
+        self.entry: int = entry
         wanted = EM_X86_64 if self.is_64 else EM_386
         if machine != wanted:
             name = _MACHINES.get(machine, f"machine {machine}")
@@ -92,7 +93,7 @@ class Elf:
         return segments
 
     def load(self, boot: Boot) -> Layout:
-        """Copy the segments to their physical addresses; the rest of each is zero already (fresh RAM)."""
+        """Copy the segments to their physical addresses; fresh RAM is zero already (bss)."""
         layout = Layout(self.image, boot.ram_size)
         for index, segment in enumerate(self.segments):
             layout.claim(segment.physical, segment.memory_size, f"segment {index}")

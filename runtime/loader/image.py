@@ -103,7 +103,8 @@ class Layout:
             return
         if end > self.ram_size:
             raise self.image.error(
-                f"does not fit in RAM: {what} ends at {end:#x}, RAM at {self.ram_size:#x}; try a larger --memory"
+                f"does not fit in RAM: {what} ends at {end:#x}, RAM at {self.ram_size:#x}; "
+                "try a larger --memory"
             )
         for low, high in ((0, BDA_END), (FIRMWARE_START, FIRMWARE_END)):
             if start < high and low < end:

@@ -115,7 +115,7 @@ def _load_module(layout: Layout, boot: Boot) -> tuple[int, int, bytes] | None:
     start = align_up(max(layout.end, FIRMWARE_END), PAGE)
     if start + len(module.data) > boot.ram_size:
         raise module.error(
-            f"does not fit in RAM behind the kernel: it would end at {start + len(module.data):#x}, "
+            f"does not fit behind the kernel: it would end at {start + len(module.data):#x}, "
             f"RAM ends at {boot.ram_size:#x}; try a larger --memory"
         )
     layout.claim(start, len(module.data), "the initrd")

@@ -1,0 +1,216 @@
+#!/usr/bin/env python3
+"""The Launcher: command line in, exit status out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+_PYTHON = _HERE / ".venv" / "bin" / "python"
+if __name__ == "__main__":
+    # Works from the checkout without activating anything: go on in its environment.
+    if _PYTHON.exists() and Path(sys.prefix).resolve() != (_HERE / ".venv").resolve():
+        os.execv(_PYTHON, [str(_PYTHON), str(Path(__file__).resolve()), *sys.argv[1:]])
+    sys.path.insert(0, str(_HERE))
+
+import argparse
+import contextlib
+import json
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from runtime.exits import Exit
+    from runtime.machine import Machine
+
+STATUS_USER = 2
+STATUS_INTERRUPTED = 130
+
+DESCRIPTION = """\
+Runs SMP guests in Unicorn: every virtual CPU is a process of its own, all of
+them share the guest's memory, and they run truly in parallel.
+"""
+
+RUN_DESCRIPTION = """\
+Boot KERNEL and connect its serial console to the terminal.  KERNEL is a
+multiboot image (ELF or with load addresses) or a bare 32- or 64-bit ELF
+executable.  Logs go to stderr, only the guest's bytes to stdout.
+"""
+
+RUN_EPILOG = """\
+examples:
+  launcher.py run --vcpus 2 build/guests/demo.elf       two virtual CPUs
+  launcher.py run --timeout 10 kernel.elf               end after 10 seconds, status 124
+  launcher.py run --append "verbose" --initrd fs.img kernel.elf
+  launcher.py run --stats out.json kernel.elf           exits per vCPU, lock times
+
+exit status:
+  0    the guest powered off          124  --timeout ran out
+  odd  the guest wrote v to port 0xf4: (v << 1) | 1, so 1 means v was 0
+  2    a mistake in the command or the image
+  4    the guest was killed or panicked; the reason is on stderr
+  6    a vCPU's process or the Host failed; the report is on stderr
+  130  Ctrl-C (other signals: 128 + number)
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence, and where to read more."""
+        self.exit(STATUS_USER, f"smpguest: {message} (see {self.prog} --help)\n")
+
+
+def _vcpus(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 16:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of vCPUs from 1 to 16")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1e9:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The verbs and their options."""
+    parser = _Parser(prog="launcher.py", description=DESCRIPTION)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    run = verbs.add_parser(
+        "run",
+        help="boot a kernel",
+        description=RUN_DESCRIPTION,
+        epilog=RUN_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("kernel", metavar="KERNEL", help="the image to boot")
+    run.add_argument("--machine", metavar="M", help="the kind of machine: pc (default: guessed)")
+    run.add_argument(
+        "--vcpus", metavar="N", type=_vcpus, default=1, help="virtual CPUs, 1 to 16 (default 1)"
+    )
+    run.add_argument(
+        "--memory", metavar="SIZE", default="64M", help="RAM, for example 64M or 1G (default 64M)"
+    )
+    run.add_argument("--append", metavar="TEXT", default="", help="the kernel's command line")
+    run.add_argument("--initrd", metavar="F", help="a file given to the kernel as its module")
+    run.add_argument("--timeout", metavar="S", type=_seconds, help="end after S seconds")
+    run.add_argument("--stats", metavar="F.json", help="write counters and times there at the end")
+    run.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="how much is said on stderr (default info)",
+    )
+    run.set_defaults(verb_function=run_verb)
+    return parser
+
+
+class _Signals:
+    """SIGINT, SIGTERM and SIGHUP end the machine that runs now, or the next one to start."""
+
+    def __init__(self) -> None:
+        self.machine: Machine | None = None
+        self.received: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # Who starts us with SIGHUP ignored (nohup) means it.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        self.received = number
+        if self.machine is not None:
+            self.machine.interrupt(number)
+
+    def watch(self, machine: Machine) -> None:
+        """From now on signals go to `machine`."""
+        self.machine = machine
+        if self.received is not None:
+            machine.interrupt(self.received)
+
+
+def run_verb(options: argparse.Namespace, signals: _Signals) -> int:
+    """`run`: one machine, again after each restart, until it ends otherwise."""
+    from runtime.console import character_mode, stdin_input
+    from runtime.errors import UserError
+    from runtime.exits import Reason
+    from runtime.log import make_log
+    from runtime.machine import Machine
+
+    if options.machine not in (None, "pc"):
+        known = "is not built yet" if options.machine == "lguest" else "is not known"
+        raise UserError(f"the machine '{options.machine}' {known}; choose pc")
+    if options.stats is not None:
+        _check_writable(options.stats)
+    log = make_log(options.log_level)
+    deadline = None if options.timeout is None else time.monotonic() + options.timeout
+    while True:
+        machine = Machine(
+            options.kernel,
+            vcpus=options.vcpus,
+            memory=options.memory,
+            append=options.append,
+            initrd=options.initrd,
+            source=stdin_input(),
+            log=log,
+        )
+        signals.watch(machine)
+        with machine, character_mode():
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            end = machine.run(left)
+        if options.stats is not None:
+            Path(options.stats).write_text(json.dumps(end.as_dict(), indent=2) + "\n")
+        if end.reason is not Reason.RESTART:
+            _tell(end, log)
+            return end.status
+        log.info("the guest restarts")
+
+
+def _check_writable(path: str) -> None:
+    from runtime.errors import UserError
+
+    try:
+        with Path(path).open("a"):
+            pass
+    except OSError as error:
+        raise UserError(f"--stats {path} cannot be written: {error.strerror}") from error
+
+
+def _tell(end: Exit, log: Any) -> None:
+    """The reason of an end that was not the guest's wish, on stderr."""
+    from runtime.exits import Reason
+
+    if end.reason in (Reason.POWEROFF, Reason.DEBUG_EXIT, Reason.INTERRUPTED):
+        log.debug(f"the guest ended: {end.text}")
+        return
+    who = "" if end.vcpu is None else f" (vCPU {end.vcpu})"
+    what = "the guest was killed: " if end.reason is Reason.KILLED else ""
+    report = [f"{what}{end.text}{who}"]
+    if end.death is not None and end.reason in (Reason.KILLED, Reason.WORKER):
+        report += ["  " + line for line in end.death.lines()]
+    log.error("\n".join(report))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, run the verb, turn errors into one sentence and a status."""
+    options = build_parser().parse_args(arguments)
+    verb: Callable[[argparse.Namespace, _Signals], int] = options.verb_function
+    signals = _Signals()
+    from runtime.errors import SmpError
+
+    try:
+        return verb(options, signals)
+    except SmpError as error:
+        if signals.received is not None:
+            return 128 + signals.received
+        print(f"smpguest: {error}", file=sys.stderr)
+        return error.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

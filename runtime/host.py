@@ -1,0 +1,316 @@
+"""The Host's loop: one thread, one selector, nothing that waits anywhere else.
+
+It answers the workers' mailboxes and posts, moves console bytes, notices the
+death of a worker, and keeps the time-out.  The order inside one round is the
+order of the Guest's accesses: what a vCPU posted comes before what it then
+asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from runtime import nursery
+from runtime.biglock import BigLock, Site
+from runtime.console import BUSY_ABOVE, FREE_BELOW, ConsoleClosedError, FdOutput, Input, Output
+from runtime.control import ControlBlock
+from runtime.errors import HostError
+from runtime.exits import Reason
+from runtime.notify import Doorbells
+from runtime.pc import PcMachine
+from runtime.workers import Worker
+
+END_SECONDS = 1.0
+"""How long workers have to leave once the Guest is dead; then SIGKILL."""
+START_SECONDS = 60.0
+"""How long workers have to become ready (a loaded machine, not a normal one)."""
+FLUSH_SECONDS = 1.0
+"""How long a slow reader of the console is waited for at the end."""
+
+Handler = Callable[[], None]
+
+
+class Host:
+    """The running side of one machine; everything here belongs to the thread that runs it."""
+
+    def __init__(
+        self,
+        control: ControlBlock,
+        machine: PcMachine,
+        doorbells: Doorbells,
+        console: Output,
+        source: Input | None,
+        log: Any,
+    ) -> None:
+        self._control = control
+        self._lib: Any = control.switcher.lib
+        self._ffi: Any = control.switcher.ffi
+        self._machine = machine
+        self._doorbells = doorbells
+        self._console = console
+        self._source = source
+        self._log = log
+        self._lock = BigLock(control.switcher, control.pointer, Site.BUS)
+        self._posted = self._ffi.new("struct smp_posted *")
+        self._selector = selectors.DefaultSelector()
+        self._orders: deque[Handler] = deque()  # from other threads, see call()
+        self._order_lock = threading.RLock()  # re-entrant: signal handlers call wake()
+        self._closed = False
+        self._line_busy = False
+        with nursery.no_births():
+            nursery.adopt(self._selector.fileno())
+            self._bell = nursery.adopt(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+            self._ready = nursery.adopt(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        control.pointer.host_fd = self._bell
+        self.workers: list[Worker] = []
+        self._ready_count = 0
+        self._register(self._bell, self._on_bell)
+        self._register(self._ready, self._on_ready)
+        for fd in doorbells.fds:
+            self._register(fd, partial(doorbells.rang, fd))
+
+    # Births and burials ---------------------------------------------------------
+
+    @property
+    def ready_fd(self) -> int:
+        """The eventfd by which workers say that they are ready."""
+        return self._ready
+
+    @property
+    def worker_fds(self) -> frozenset[int]:
+        """What a worker of this machine keeps open."""
+        return frozenset({self._bell, self._ready}) | self._doorbells.fds
+
+    def watch(self, worker: Worker) -> None:
+        """From now on this worker's death and report are noticed."""
+        self.workers.append(worker)
+        self._register(worker.sentinel, partial(self._on_end, worker))
+        self._register(worker.report_fd, partial(self._on_report, worker))
+
+    def wait_ready(self) -> None:
+        """Until all workers have said that they are ready; raises HostError if one is late."""
+        deadline = time.monotonic() + START_SECONDS
+        while self._ready_count < len(self.workers) and not self._control.is_dead:
+            if not self._round(deadline):
+                raise HostError("the vCPU workers did not start in time")
+
+    def run(self, deadline: float | None) -> None:
+        """The loop, until the Guest is dead (at `deadline`, time.monotonic seconds, we kill it)."""
+        self._watch_source()
+        while not self._control.is_dead:
+            if not self._round(deadline):
+                self._control.kill(Reason.TIMEOUT, "the time given by --timeout ran out")
+
+    def end(self) -> None:
+        """The Guest is dead: everybody leaves, or is killed; then the last console bytes."""
+        deadline = time.monotonic() + END_SECONDS
+        self._unwatch_source()
+        while self._alive() and self._round(deadline):
+            pass
+        for worker in self._alive():
+            self._log.warning("worker did not leave in time", vcpu=worker.index)
+            worker.kill()
+        while self._alive():
+            self._round(None)
+        for worker in self.workers:
+            while worker.report_fd >= 0 and not worker.reported:
+                worker.read_report()
+        self._drain()
+        with contextlib.suppress(ConsoleClosedError):
+            self._console.flush()
+        if isinstance(self._console, FdOutput):
+            lost = self._console.drain(time.monotonic() + FLUSH_SECONDS)
+            if lost:
+                self._log.warning("console output lost: its reader did not keep up", bytes=lost)
+
+    def close(self) -> None:
+        """Give everything back; workers must have ended."""
+        for worker in self.workers:
+            worker.bury()
+        self.workers = []
+        with self._order_lock:
+            self._closed = True
+            nursery.close_fd(self._bell)
+        nursery.close_fd(self._ready)
+        nursery.disown(self._selector.fileno())
+        self._selector.close()
+
+    def _alive(self) -> list[Worker]:
+        return [worker for worker in self.workers if not worker.buried]
+
+    # From other threads ---------------------------------------------------------
+
+    def call(self, order: Handler) -> None:
+        """Have `order` run in the loop (from any thread, or a signal handler); dropped if closed."""
+        self._orders.append(order)
+        self.wake()
+
+    def wake(self) -> None:
+        """Make the loop look."""
+        with self._order_lock:
+            if not self._closed:
+                os.eventfd_write(self._bell, 1)
+
+    # One round --------------------------------------------------------------------
+
+    def _register(self, fd: int, handler: Handler) -> None:
+        self._selector.register(fd, selectors.EVENT_READ, handler)
+
+    def _round(self, deadline: float | None) -> bool:
+        """Wait for events and handle them; False when `deadline` came first."""
+        timeout = None if deadline is None else deadline - time.monotonic()
+        if timeout is not None and timeout <= 0:
+            return False
+        for key, _ in self._selector.select(timeout):
+            handler: Handler = key.data
+            handler()
+        self._move_console()
+        return True
+
+    def _on_bell(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
+        # Pairs with the senders' "fill the slot or mailbox, then ring unless already rung":
+        # the flag is cleared first, so what comes after our look rings again.
+        self._lib.smp_host_woken(self._control.pointer)
+        while self._orders:
+            self._orders.popleft()()
+        self._serve()
+
+    def _serve(self) -> None:
+        more = self._drain()
+        for index in range(self._control.vcpus):
+            if self._lib.smp_asked(self._control.pointer, index):
+                # What this vCPU posted before it asked is at most one ring long.
+                more = self._drain() or more
+                self._answer(index)
+        if more:
+            self.wake()
+
+    def _drain(self) -> bool:
+        """Do the posted writes in their order, at most one ring's length; True if more may wait."""
+        take, slot, control = self._lib.smp_post_take, self._posted, self._control.pointer
+        write, pio = self._machine.bus.pio_write, self._lib.SMP_POST_PIO_WRITE
+        with self._lock:
+            for _ in range(self._lib.SMP_POSTED):
+                if not take(control, slot):
+                    return False
+                if slot.kind == pio:
+                    write(slot.address, slot.size, slot.data)
+                else:
+                    self._machine.ioapic.eoi(slot.address)
+        return True
+
+    def _answer(self, index: int) -> None:
+        request = self._control.vcpu(index).request
+        kind, address, size, data = request.kind, request.address, request.size, request.data
+        lib, bus = self._lib, self._machine.bus
+        answer = 0
+        with self._lock:
+            if kind == lib.SMP_REQ_PIO_READ:
+                answer = bus.pio_read(address, size)
+            elif kind == lib.SMP_REQ_PIO_WRITE:
+                bus.pio_write(address, size, data)
+            elif kind == lib.SMP_REQ_MMIO_READ:
+                answer = bus.mmio_read(address, size)
+            else:
+                bus.mmio_write(address, size, data)
+        lib.smp_answer(self._control.pointer, index, answer)
+
+    def _on_ready(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._ready_count += os.eventfd_read(self._ready)
+
+    def _on_report(self, worker: Worker) -> None:
+        worker.read_report()
+        if worker.reported:
+            self._selector.unregister(worker.report_fd)
+
+    def _on_end(self, worker: Worker) -> None:
+        how = worker.ended_how()
+        if how is None:
+            return
+        self._selector.unregister(worker.sentinel)
+        worker.buried = True
+        control, index = self._control, worker.index
+        if control.state(index) != "stopped":
+            control.mark_crashed(index)
+        if control.is_dead:
+            self._log.debug("worker left", vcpu=index, how=how)
+            return
+        registers = control.registers(index)
+        where = f" at rip {registers.rip:#x}" if registers is not None else ""
+        text = control.last_error(index) or f"vCPU {index}'s worker {how}{where}"
+        control.kill(Reason.WORKER, text, vcpu=index)
+
+    # Console ----------------------------------------------------------------------
+
+    def send(self, data: bytes) -> None:
+        """Console input from the Python API, in the loop."""
+        with self._lock:
+            self._machine.uart.receive(data)
+
+    def _watch_source(self) -> None:
+        if self._source is not None and self._source.pollable:
+            self._register(self._source.fd, self._on_input)
+        else:
+            self._read_source()
+
+    def _unwatch_source(self) -> None:
+        if self._source is not None:
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(self._source.fd)
+            self._source = None
+
+    def _on_input(self) -> None:
+        self._read_source()
+
+    def _read_source(self) -> None:
+        if self._source is None:
+            return
+        room = self._machine.uart.input_room
+        if room:
+            data = self._source.read(room)
+            with self._lock:
+                self._machine.uart.receive(data)
+        if self._source.ended:
+            self._unwatch_source()
+
+    def _move_console(self) -> None:
+        """After a round: output on its way, and the watches as the backlogs want them."""
+        if self._source is not None and not self._control.is_dead:
+            if not self._source.pollable:
+                self._read_source()
+            else:
+                room = self._machine.uart.input_room > 0
+                self._want(self._source.fd, selectors.EVENT_READ, self._on_input, wanted=room)
+        try:
+            self._console.flush()
+        except ConsoleClosedError as closed:
+            self._control.kill(
+                Reason.INTERRUPTED, "nobody reads the console any more", code=closed.signum
+            )
+        backlog = self._console.backlog()
+        busy = backlog > (FREE_BELOW if self._line_busy else BUSY_ABOVE)
+        if busy != self._line_busy:
+            self._line_busy = busy
+            with self._lock:
+                self._machine.uart.set_line_busy(busy)
+        fd = self._console.fileno()
+        if fd is not None:
+            self._want(fd, selectors.EVENT_WRITE, lambda: None, wanted=backlog > 0)
+
+    def _want(self, fd: int, events: int, handler: Handler, *, wanted: bool) -> None:
+        watched = fd in self._selector.get_map()
+        if wanted and not watched:
+            self._selector.register(fd, events, handler)
+        elif watched and not wanted:
+            self._selector.unregister(fd)

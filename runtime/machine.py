@@ -1,0 +1,389 @@
+"""A machine from Python: build → start → wait → tear down.
+
+with Machine(kernel="kernel.elf", vcpus=2, console="capture") as machine:
+    end = machine.run(timeout=10)
+print(end.reason, end.status, end.console)
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from runtime import nursery
+from runtime.afraid import refuse_inside_ourselves
+from runtime.biglock import BigLock, Site
+from runtime.console import Callback, Capture, FdOutput, Input, Output
+from runtime.control import ControlBlock, sample_clock
+from runtime.errors import HostError, SmpError, UserError
+from runtime.exits import Exit, Reason, Registers, exit_status
+from runtime.host import Host
+from runtime.loader import Boot, Start, load
+from runtime.log import make_log
+from runtime.memory import DmaRam, GuestRam, SharedBlock, sweep_leftovers
+from runtime.notify import Doorbells
+from runtime.pc import PcMachine
+from runtime.sizes import check_ram_size, format_size, parse_size
+from runtime.workers import Worker
+from switcher import binding
+from vcpu.engine import preload
+from vcpu.worker import Hook, Report, Setup
+
+PAUSE_SECONDS = 1.0
+"""How long a vCPU has to acknowledge a pause before the machine is killed."""
+STDOUT = 1
+
+
+class Machine:
+    """One machine and its Guest.
+
+    `kernel` is a file; `memory` bytes or text like "64M"; `console` is
+    "inherit" (stdout), "capture" (`Exit.console`) or a function that takes
+    bytes; `source` feeds the console's input.  `on_vcpu(uc, index)`, and
+    `hooks[i](uc, i)` for one vCPU, run in that vCPU's process before it starts
+    and may attach Unicorn's own hooks; what they return (called first if it is
+    callable) comes back as `Exit.results[i]`.
+
+    Used as a context manager; entering builds it and starts the workers,
+    paused.  Raises UserError, HostError.  Methods are called from the thread
+    that runs the machine, except pause, resume, stop, interrupt and send.
+    """
+
+    def __init__(
+        self,
+        kernel: str | Path,
+        *,
+        vcpus: int = 1,
+        memory: int | str = "64M",
+        append: str = "",
+        initrd: str | Path | None = None,
+        console: str | Callable[[bytes], object] = "inherit",
+        source: Input | None = None,
+        on_vcpu: Hook | None = None,
+        hooks: Mapping[int, Hook] | None = None,
+        log: Any = None,
+    ) -> None:
+        self.vcpus = vcpus
+        self.ram_size = parse_size(memory) if isinstance(memory, str) else memory
+        self._kernel = Path(kernel)
+        self._append = append
+        self._initrd = Path(initrd) if initrd is not None else None
+        self._console_wish = console
+        self._source = source
+        self._on_vcpu = on_vcpu
+        self._hooks = dict(hooks or {})
+        self._log = log if log is not None else make_log()
+        self._stack = ExitStack()
+        # Guards the three below against close() in another thread, or in ourselves
+        # when a signal handler calls interrupt().
+        self._guard = threading.RLock()
+        self._control: ControlBlock | None = None
+        self._host: Host | None = None
+        self._interrupted: int | None = None
+        self._console: Output = Capture()
+        self._block: SharedBlock | None = None
+        self._started_at = 0.0
+        self._host_cpu = 0.0
+
+    # Build and tear down --------------------------------------------------------
+
+    def __enter__(self) -> Machine:
+        """Build everything; on failure what was built is taken down in reverse order."""
+        self._started_at = time.monotonic()
+        self._host_cpu = time.thread_time()
+        try:
+            self._build()
+        except BaseException:
+            self._abandon()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Whatever happened: nothing of the machine remains."""
+        self._abandon()
+
+    def _build(self) -> None:
+        switcher = self._load_switcher()
+        self._check_wishes(switcher)
+        sample_clock(switcher)
+        sweep_leftovers()
+        with nursery.no_births():
+            self._block = block = SharedBlock(self.ram_size, "guest memory")
+            self._stack.callback(block.close)
+            control = ControlBlock(switcher, self.vcpus, self.ram_size)
+        self._stack.callback(self._forget_control, control)
+        with self._guard:
+            self._control = control
+        ram_buffer = switcher.ffi.from_buffer(block.map)
+        self._stack.callback(switcher.ffi.release, ram_buffer)
+        ram_pointer = switcher.ffi.cast("void *", ram_buffer)
+        self._console = self._make_console()
+        self._stack.callback(self._console.close)
+        doorbells = Doorbells(switcher, control.pointer)
+        self._stack.callback(doorbells.close)
+        pc = PcMachine(control, self.ram_size, self._console.put)
+        start = self._load_kernel(block, pc)
+        self._set_start(control, start)
+        host = Host(control, pc, doorbells, self._console, self._source, self._log)
+        self._stack.callback(host.close)
+        with self._guard:
+            self._host = host
+        self.ram = DmaRam(block, self._kill_for_bad_address, switcher, control.pointer, ram_pointer)
+        self._start_workers(switcher, control, host, ram_pointer)
+        self._log.info(
+            f"{pc.name} machine (guessed from the image): {start.kind} kernel, "
+            f"{self.vcpus} vCPU{'s' if self.vcpus > 1 else ''}, {format_size(self.ram_size)}"
+        )
+
+    def _load_switcher(self) -> Any:
+        try:
+            switcher = binding.load()
+        except binding.BindingError as error:
+            raise UserError(str(error)) from error
+        refuse_inside_ourselves(switcher)
+        preload(switcher)
+        return switcher
+
+    def _check_wishes(self, switcher: Any) -> None:
+        most = int(switcher.lib.SMP_MAX_VCPUS)
+        if not 1 <= self.vcpus <= most:
+            raise UserError(f"{self.vcpus} vCPUs cannot be had; choose 1 to {most}")
+        check_ram_size(self.ram_size)
+        if not switcher.is_patched and self.vcpus > 1:
+            raise UserError(
+                "the stock Unicorn engine loses updates between vCPUs, so it may run only one: "
+                "build ours (make engine) or use --vcpus 1"
+            )
+        strangers = [index for index in self._hooks if not 0 <= index < self.vcpus]
+        if strangers:
+            raise UserError(f"there is no vCPU {strangers[0]} to hook")
+
+    def _make_console(self) -> Output:
+        wish = self._console_wish
+        if callable(wish):
+            return Callback(wish)
+        if wish == "inherit":
+            return FdOutput(STDOUT)
+        if wish == "capture":
+            return Capture()
+        raise UserError(f"console={wish!r} is not 'inherit', 'capture' or a function")
+
+    def _load_kernel(self, block: SharedBlock, pc: PcMachine) -> Start:
+        def refuse(text: str) -> None:
+            raise HostError(f"the loader made a {text}")
+
+        ram = GuestRam(block, refuse)
+        boot = Boot(self.ram_size, ram.write, self._append, self._initrd)
+        start = load(self._kernel, boot)
+        pc.write_tables(ram.write, self.vcpus)
+        return start
+
+    @staticmethod
+    def _set_start(control: ControlBlock, start: Start) -> None:
+        page = control.vcpu(0)
+        page.start_eip = start.entry
+        page.start_eax = start.eax
+        page.start_ebx = start.ebx
+        page.start_esi = start.esi
+        page.start_mode = start.mode
+        page.start_cr3 = start.cr3
+
+    def _start_workers(
+        self, switcher: Any, control: ControlBlock, host: Host, ram_pointer: Any
+    ) -> None:
+
+        for index in range(self.vcpus):
+            hooks = [self._hooks[index]] if index in self._hooks else []
+            if self._on_vcpu is not None:
+                hooks.append(self._on_vcpu)
+
+            def make_setup(send: int, index: int = index, hooks: list[Hook] = hooks) -> Setup:
+                return Setup(
+                    switcher=switcher,
+                    control=control.pointer,
+                    ram=ram_pointer,
+                    ram_size=self.ram_size,
+                    index=index,
+                    host_pid=os.getpid(),
+                    ready_fd=host.ready_fd,
+                    report_fd=send,
+                    keep_fds=host.worker_fds,
+                    hooks=tuple(hooks),
+                )
+
+            worker = Worker(index)
+            worker.start(make_setup)
+            host.watch(worker)
+        if self._block is not None:
+            self._block.hide_from_later_workers()
+        control.hide_from_later_workers()
+        host.wait_ready()
+        verdict = control.verdict()
+        if verdict.reason is Reason.WORKER:
+            host.end()
+            self._log_traces(host)
+            raise HostError(verdict.text)
+
+    def _abandon(self) -> None:
+        """Kill the Guest if it lives, let the workers end, take everything down."""
+        with self._guard:
+            control, host = self._control, self._host
+            self._host = None
+        try:
+            if control is not None and host is not None:
+                control.kill(Reason.STOPPED, "the machine was closed")
+                host.end()
+        finally:
+            self._stack.close()
+
+    def _forget_control(self, control: ControlBlock) -> None:
+        with self._guard:
+            self._control = None
+            control.close()
+
+    def _kill_for_bad_address(self, text: str) -> None:
+        with self._guard:
+            if self._control is not None:
+                self._control.kill(Reason.KILLED, text)
+
+    # Run --------------------------------------------------------------------------
+
+    def run(self, timeout: float | None = None) -> Exit:
+        """Let the Guest run until it ends, at most `timeout` seconds."""
+        control, host = self._control, self._host
+        if control is None or host is None:
+            raise HostError("the machine is not built; use it as a context manager")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            if self._interrupted is not None:
+                self._kill_interrupted(control, self._interrupted)
+            self.resume()
+            host.run(deadline)
+        except Exception as error:  # a device of ours failed: the Guest ends, with our traceback
+            control.kill(Reason.HOST, f"the Host failed: {type(error).__name__}: {error}")
+            self._log.exception("the Host failed")
+        except BaseException:
+            control.kill(Reason.STOPPED, "the caller was interrupted")
+            raise
+        host.end()
+        return self._make_exit(control, host)
+
+    def _make_exit(self, control: ControlBlock, host: Host) -> Exit:
+        verdict = control.verdict()
+        self._log_traces(host)
+        results: dict[int, Any] = {}
+        seconds = {"host": time.thread_time() - self._host_cpu}
+        for worker in host.workers:
+            report = worker.report()
+            if report is None:
+                continue
+            seconds[f"vcpu{worker.index}"] = report.cpu_seconds
+            if report.result:
+                one = len(report.result) == 1
+                results[worker.index] = report.result[0] if one else report.result
+        return Exit(
+            reason=verdict.reason,
+            status=exit_status(verdict.reason, verdict.code),
+            code=verdict.code,
+            text=verdict.text,
+            vcpu=verdict.vcpu,
+            console=bytes(self._console.data) if isinstance(self._console, Capture) else b"",
+            counters=tuple(control.counters(index) for index in range(self.vcpus)),
+            registers=tuple(control.registers(index) for index in range(self.vcpus)),
+            results=results,
+            locks=control.locks(),
+            wall_seconds=time.monotonic() - self._started_at,
+            cpu_seconds=seconds,
+        )
+
+    def _log_traces(self, host: Host) -> None:
+        for worker in host.workers:
+            report: Report | None = worker.report()
+            if report is not None and report.trace:
+                self._log.error(f"vCPU {worker.index}'s worker:\n{report.trace.rstrip()}")
+
+    # From other threads and signal handlers ------------------------------------------
+
+    def pause(self) -> None:
+        """Every vCPU stands still, acknowledged; raises HostError (and kills) if one does not."""
+        with self._guard:
+            control = self._control
+            if control is None:
+                return
+            self._ask_pause(control, on=True)
+        deadline = time.monotonic() + PAUSE_SECONDS
+        for index in range(self.vcpus):
+            if not control.wait_paused(index, deadline):
+                text = f"vCPU {index} did not pause in time"
+                control.kill(Reason.HOST, text, vcpu=index)
+                raise HostError(text)
+
+    def resume(self) -> None:
+        """Let every vCPU go on."""
+        with self._guard:
+            if self._control is not None:
+                self._ask_pause(self._control, on=False)
+
+    def _ask_pause(self, control: ControlBlock, *, on: bool) -> None:
+        with BigLock(control.switcher, control.pointer, Site.LIFECYCLE):
+            for index in range(self.vcpus):
+                control.pause(index, on=on)
+
+    def stop(self) -> None:
+        """End the Guest: `Reason.STOPPED`."""
+        self._kill_from_outside(Reason.STOPPED, "stopped", 0)
+
+    def interrupt(self, signum: int) -> None:
+        """A signal wants the machine to end; may be called at any time, also before it is built."""
+        self._interrupted = signum
+        with self._guard:
+            if self._control is not None:
+                self._kill_interrupted(self._control, signum)
+
+    def _kill_interrupted(self, control: ControlBlock, signum: int) -> None:
+        control.kill(Reason.INTERRUPTED, f"interrupted by signal {signum}", code=signum)
+        if self._host is not None:
+            self._host.wake()
+
+    def _kill_from_outside(self, reason: Reason, text: str, code: int) -> None:
+        with self._guard:
+            if self._control is not None:
+                self._control.kill(reason, text, code=code)
+                if self._host is not None:
+                    self._host.wake()
+
+    def send(self, data: bytes) -> None:
+        """Type `data` on the console; at most what `WAITING_MAX` allows at once."""
+        with self._guard:
+            host = self._host
+            if host is not None:
+                host.call(lambda: host.send(data))
+
+    def state(self, index: int) -> str:
+        """`paused`, `running`, `halted`, `in_host`, `stopped` or `crashed`."""
+        with self._guard:
+            return self._control.state(index) if self._control is not None else "stopped"
+
+    def registers(self, index: int) -> Registers | None:
+        """Live registers (a moment old while the vCPU runs)."""
+        with self._guard:
+            return self._control.registers(index) if self._control is not None else None
+
+    def worker_pids(self) -> list[int]:
+        """Process IDs of the vCPU workers, by index."""
+        with self._guard:
+            return [worker.pid for worker in self._host.workers] if self._host is not None else []
+
+
+__all__ = ["Exit", "Machine", "Reason", "SmpError"]

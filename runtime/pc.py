@@ -1,0 +1,74 @@
+"""The `pc` machine: which devices there are, where, and how they are wired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from runtime.control import ControlBlock
+from runtime.devices import cmos, ioapic, pic, power, uart
+from runtime.devices.bus import Bus
+from runtime.devices.irq import SERIAL_IRQ, isa_line
+from runtime.exits import Reason
+from runtime.tables import mptable
+
+COM1 = 0x3F8
+
+
+class PcMachine:
+    """The devices of one `pc`; built by the Host before the workers are forked.
+
+    Nobody claims port 0x80 on purpose: its writes are delays, and are dropped
+    in the Switcher for free.
+    """
+
+    name = "pc"
+
+    def __init__(
+        self, control: ControlBlock, ram_size: int, transmit: Callable[[int], None]
+    ) -> None:
+        lib: Any = control.switcher.lib
+
+        def deliver(destination: int, logical: bool, mode: int, vector: int, level: bool) -> int:
+            return int(
+                lib.smp_deliver(
+                    control.pointer, destination, int(logical), mode, vector, int(level)
+                )
+            )
+
+        def leave(value: int) -> None:
+            control.kill(Reason.DEBUG_EXIT, f"debug exit with {value:#x}", code=value)
+
+        def restart() -> None:
+            control.kill(Reason.RESTART, "the Guest asked for a restart")
+
+        def power_off() -> None:
+            control.kill(Reason.POWEROFF, "the Guest powered off")
+
+        self.bus = bus = Bus(control)
+        self.ioapic = ioapic.IoApic(deliver, mptable.ioapic_id(control.vcpus))
+        self.uart = uart.Uart(
+            transmit,
+            isa_line(self.ioapic, SERIAL_IRQ),
+            lambda offset, value: bus.publish(COM1 + offset, value),
+        )
+        bus.add_mmio("ioapic", ioapic.BASE, ioapic.SIZE, self.ioapic, ram_size)
+        bus.add_ports("com1", COM1, uart.PORTS, self.uart, uart.POSTED)
+        bus.add_ports("pic1", pic.MASTER, pic.SIZE, pic.Pic(), pic.POSTED)
+        bus.add_ports("pic2", pic.SLAVE, pic.SIZE, pic.Pic(), pic.POSTED)
+        bus.add_ports("elcr", pic.ELCR, pic.ELCR_SIZE, pic.Elcr())
+        bus.add_ports("cmos", cmos.BASE, cmos.SIZE, cmos.Cmos(ram_size), cmos.POSTED)
+        bus.add_ports(
+            "keyboard", power.KEYBOARD, power.KEYBOARD_SIZE, power.KeyboardController(restart)
+        )
+        bus.add_ports("system control", power.SYSTEM_CONTROL, 1, power.SystemControl(restart))
+        bus.add_ports("reset control", power.RESET_CONTROL, 1, power.ResetControl(restart))
+        bus.add_ports("debug exit", power.DEBUG_EXIT, power.DEBUG_EXIT_SIZE, power.DebugExit(leave))
+        bus.add_ports(
+            "power management", power.PM_CONTROL, power.PM_CONTROL_SIZE, power.PowerOff(power_off)
+        )
+        control.set_mmio_ranges(bus.mmio_ranges)
+
+    def write_tables(self, put: Callable[[int, bytes], None], vcpus: int) -> None:
+        """What firmware would have left in memory."""
+        mptable.write(put, vcpus, ioapic.BASE)

@@ -1,0 +1,129 @@
+"""The vCPU workers from the Host's side: birth, sentinel, report, burial."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import dill  # type: ignore[import-untyped]  # what multiprocess pickles with
+import multiprocess
+
+from runtime import nursery
+from runtime.errors import HostError
+from vcpu import worker
+
+READ_SIZE = 1 << 16
+
+
+class Worker:
+    """One worker process; owned by its Host, touched from the thread that runs the machine."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.report_fd = -1
+        self.reported = False  # its end of the pipe is closed
+        self.buried = False
+        self._message = bytearray()
+        self._process: Any = None
+
+    def start(self, make_setup: Callable[[int], worker.Setup]) -> None:
+        """Fork it; `make_setup` gets the writing end of its report pipe.
+
+        Raises HostError when the system has no room for another process.
+        """
+
+        def order() -> None:
+            receive, send = os.pipe2(os.O_CLOEXEC)
+            try:
+                os.set_blocking(receive, False)
+                nursery.adopt(receive)
+                self.report_fd = receive
+                process = multiprocess.get_context("fork").Process(
+                    target=worker.main,
+                    args=(make_setup(send),),
+                    name=f"smpguest-vcpu{self.index}",
+                    daemon=True,
+                )
+                # Until the newborn ignores them, signals to the group must not reach it.
+                blocked = signal.pthread_sigmask(signal.SIG_BLOCK, worker.IGNORED)
+                try:
+                    process.start()
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+                self._process = process
+                nursery.adopt(process.sentinel)
+            finally:
+                os.close(send)
+
+        try:
+            nursery.fork(order)
+        except OSError as error:
+            raise HostError(f"vCPU {self.index}'s worker cannot be started: {error}") from error
+
+    @property
+    def started(self) -> bool:
+        """Whether there is a process."""
+        return self._process is not None
+
+    @property
+    def pid(self) -> int:
+        """Its process ID."""
+        return int(self._process.pid)
+
+    @property
+    def sentinel(self) -> int:
+        """Readable once it has ended."""
+        return int(self._process.sentinel)
+
+    def read_report(self) -> None:
+        """Take what has arrived of its message; never waits."""
+        try:
+            piece = os.read(self.report_fd, READ_SIZE)
+        except BlockingIOError:
+            return
+        if piece:
+            self._message += piece
+        else:
+            self.reported = True
+
+    def report(self) -> worker.Report | None:
+        """Its message, if it lived to finish it."""
+        if not self.reported or not self._message:
+            return None
+        try:
+            message = dill.loads(bytes(self._message))
+        except Exception:  # cut off by its death, or a class that cannot be rebuilt here
+            return None
+        return message if isinstance(message, worker.Report) else None
+
+    def ended_how(self) -> str | None:
+        """`was killed by SIGKILL`, `ended with status 1`, or None while it lives."""
+        self._process.join(0)
+        code = self._process.exitcode
+        if code is None:
+            return None
+        if code >= 0:
+            return f"ended with status {code}"
+        try:
+            return f"was killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"was killed by signal {-code}"
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        with contextlib.suppress(OSError):
+            self._process.kill()
+
+    def bury(self) -> None:
+        """Wait for its end (it has ended or been killed) and close what was ours of it."""
+        if self._process is not None:
+            self._process.join()
+            nursery.disown(self._process.sentinel)
+            self._process.close()
+            self._process = None
+        if self.report_fd >= 0:
+            nursery.close_fd(self.report_fd)
+            self.report_fd = -1

@@ -1,0 +1,1 @@
+"""One vCPU, one process: set-up, run_guest(), last words."""

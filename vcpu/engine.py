@@ -1,0 +1,51 @@
+"""The engine of one vCPU: the only module that imports `unicorn`.
+
+The official binding drives the patched library (switcher/binding.py points it
+there).  `smp_engine_prepare` goes before the engine is opened, because the
+CPU state is allocated in the control block; `smp_engine_attach` after RAM is
+mapped.  User hooks come after both and before the first run.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from runtime.errors import HostError
+
+
+class Engine:
+    """An opened, attached engine whose vCPU is in its start state."""
+
+    def __init__(self, switcher: Any, control: Any, ram: Any, ram_size: int, index: int) -> None:
+        """Raises HostError when the engine refuses."""
+        unicorn: Any = importlib.import_module("unicorn")  # after binding.load() only
+
+        ffi, lib = switcher.ffi, switcher.lib
+        lib.smp_engine_prepare(control, ram, index)
+        try:
+            self.uc: Any = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+            address = int(ffi.cast("uintptr_t", ram))
+            self.uc.mem_map_ptr(0, ram_size, unicorn.UC_PROT_ALL, address)
+        except unicorn.UcError as error:
+            raise HostError(f"the engine cannot be opened: {error}") from error
+        self._handle = ffi.cast("void *", self.uc._uch.value)
+        self._run = lib.smp_run
+        result = lib.smp_engine_attach(self._handle)
+        if result != 0:
+            raise HostError(f"the engine cannot be attached (error {result})")
+
+    def run(self) -> int:
+        """Enter the Guest; `enum smp_exit`.  What a user's hook raised is raised here."""
+        reason = int(self._run(self._handle))
+        failed = getattr(self.uc, "_hook_exception", None)
+        if failed is not None:
+            self.uc._hook_exception = None
+            raise failed
+        return reason
+
+
+def preload(switcher: Any) -> None:
+    """In the Host, before workers are forked: they inherit the loaded library and binding."""
+    if switcher.is_patched:
+        importlib.import_module("unicorn")
