@@ -3,9 +3,21 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import json
 import os
+import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from runtime.exits import Exit
+    from runtime.machine import Machine
 
 _HERE = Path(__file__).resolve().parent
 _PYTHON = _HERE / ".venv" / "bin" / "python"
@@ -15,18 +27,6 @@ if __name__ == "__main__":
         os.execv(_PYTHON, [str(_PYTHON), str(Path(__file__).resolve()), *sys.argv[1:]])
     sys.path.insert(0, str(_HERE))
 
-import argparse
-import contextlib
-import json
-import signal
-import time
-from collections.abc import Callable
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
-
-if TYPE_CHECKING:
-    from runtime.exits import Exit
-    from runtime.machine import Machine
 
 STATUS_USER = 2
 STATUS_INTERRUPTED = 130

@@ -149,7 +149,7 @@ class Host:
     # From other threads ---------------------------------------------------------
 
     def call(self, order: Handler) -> None:
-        """Have `order` run in the loop (from any thread, or a signal handler); dropped if closed."""
+        """Have `order` run in the loop, from any thread; dropped if closed."""
         self._orders.append(order)
         self.wake()
 

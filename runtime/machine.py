@@ -83,6 +83,8 @@ class Machine:
         # Guards the three below against close() in another thread, or in ourselves
         # when a signal handler calls interrupt().
         self._guard = threading.RLock()
+        self._idle = threading.Condition(self._guard)
+        self._visitors = 0  # other threads that use the control block without the guard
         self._control: ControlBlock | None = None
         self._host: Host | None = None
         self._interrupted: int | None = None
@@ -250,6 +252,7 @@ class Machine:
     def _forget_control(self, control: ControlBlock) -> None:
         with self._guard:
             self._control = None
+            self._idle.wait_for(lambda: self._visitors == 0)
             control.close()
 
     def _kill_for_bad_address(self, text: str) -> None:
@@ -322,6 +325,15 @@ class Machine:
             if control is None:
                 return
             self._ask_pause(control, on=True)
+            self._visitors += 1
+        try:
+            self._wait_paused(control)
+        finally:
+            with self._guard:
+                self._visitors -= 1
+                self._idle.notify_all()
+
+    def _wait_paused(self, control: ControlBlock) -> None:
         deadline = time.monotonic() + PAUSE_SECONDS
         for index in range(self.vcpus):
             if not control.wait_paused(index, deadline):

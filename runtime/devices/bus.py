@@ -94,9 +94,7 @@ class Bus:
             self._ports[port] = claim
             if port - base in posted:
                 self._posted.add(port)
-            self._table.set_port(
-                port, sync=True, posted=port in self._posted, shadow=self._shadows.get(port)
-            )
+            self.publish(port, self._shadows.get(port))
 
     def add_mmio(self, name: str, base: int, size: int, device: Device, ram_size: int = 0) -> None:
         """`device` answers physical addresses `[base, base + size)`.
