@@ -24,6 +24,9 @@
 #define EVENTS_OUTER (SMP_EVENT_INIT | SMP_EVENT_SIPI | SMP_EVENT_STOP)
 #define PHYSICAL_END (1ull << TCG_PHYS_ADDR_BITS)
 
+/* What every translation is made for (curr_cflags() in exec-all.h). */
+uint32_t smp_cflags = CF_PARALLEL;
+
 static struct {
     struct smp_control *control;
     uint8_t *ram;
@@ -506,6 +509,8 @@ int smp_engine_attach(void *handle)
         g_free(s);
         return -EFAULT; /* page words are indexed by ram_addr: RAM must be the first block */
     }
+    /* The Host reads and writes RAM beside us, but has no locked operations that could meet ours. */
+    smp_cflags = c->vcpus > 1 ? CF_PARALLEL : 0;
     uc->smp = s;
     uc->use_exits = 1; /* none: a Guest may execute any address */
     if (map_physical(s)) {
