@@ -360,7 +360,7 @@ int smp_dma_write(struct smp_control *c, void *ram, uint64_t address, const void
 int smp_dma_begin(struct smp_control *c, uint64_t address, uint64_t len);
 void smp_dma_end(struct smp_control *c, uint64_t address, uint64_t len);
 
-/* ---- lapic.c ------------------------------------------------------------- */
+/* ---- lapic.c, ipi.c, lapic_timer.c ------------------------------------------------------------- */
 void smp_lapic_reset(struct smp_control *c, uint32_t vcpu, uint32_t power_on);
 uint32_t smp_lapic_read(struct smp_control *c, uint32_t vcpu, uint32_t offset);
 void smp_lapic_write(struct smp_control *c, uint32_t vcpu, uint32_t offset, uint32_t value);
