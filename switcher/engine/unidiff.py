@@ -1,4 +1,7 @@
-"""Applies unified diffs, strictly: exact context, exact line numbers, no fuzz, no `patch` program.
+"""Applies unified diffs, strictly: exact context, no fuzz, no guessing, no `patch` program.
+
+A hunk fits where its line number says, moved by as much as the hunk before it; or, since another
+patch may have been left out, at the only other place where its old lines stand.
 
 A patch is applied to a dictionary of files, path -> bytes, all or nothing.  The paths are those of
 `git diff` (a/… and b/…); /dev/null on one side adds or removes a file.
@@ -62,14 +65,29 @@ def _patched(before: bytes, hunks: list[Hunk], place: str) -> bytes:
     lines = _split(before)
     out: list[bytes] = []
     at = 0  # lines of `before` already copied or replaced
+    drift = 0
     for number, hunk in enumerate(hunks, 1):
         # A hunk without old lines names the line *after which* it inserts.
-        start = hunk.start if not hunk.old else hunk.start - 1
-        if start < at or lines[start : start + len(hunk.old)] != hunk.old:
+        expected = hunk.start + drift - (1 if hunk.old else 0)
+        start = _find(lines, at, expected, hunk.old)
+        if start is None:
             raise PatchError(f"{place}: hunk {number} (line {hunk.start}) does not fit")
+        drift += start - expected
         out += lines[at:start] + hunk.new
         at = start + len(hunk.old)
     return b"".join(out + lines[at:])
+
+
+def _find(lines: list[bytes], begin: int, expected: int, old: list[bytes]) -> int | None:
+    def fits(start: int) -> bool:
+        return lines[start : start + len(old)] == old
+
+    if expected >= begin and fits(expected):
+        return expected
+    if not old:
+        return None
+    places = [start for start in range(begin, len(lines) - len(old) + 1) if fits(start)]
+    return places[0] if len(places) == 1 else None
 
 
 def _split(data: bytes) -> list[bytes]:

@@ -136,14 +136,14 @@ static int lvt_index(uint32_t offset)
 uint32_t smp_lapic_read(struct smp_control *c, uint32_t vcpu, uint32_t offset)
 {
     struct smp_lapic *l = lapic_of(c, vcpu);
+    int lvt = lvt_index(offset &= 0xfff);
 
-    offset &= 0xfff;
     if (!hardware_enabled(l))
         return 0xffffffff; /* nobody answers */
     if (offset & 0xf)
         return 0;
-    if (lvt_index(offset) >= 0)
-        return l->lvt[lvt_index(offset)];
+    if (lvt >= 0)
+        return l->lvt[lvt];
     if (offset >= 0x100 && offset < 0x180)
         return l->isr[(offset >> 4) & 7];
     if (offset >= 0x180 && offset < 0x200)
@@ -213,12 +213,12 @@ static void write_lvt(struct smp_lapic *l, int index, uint32_t value)
 void smp_lapic_write(struct smp_control *c, uint32_t vcpu, uint32_t offset, uint32_t value)
 {
     struct smp_lapic *l = lapic_of(c, vcpu);
+    int lvt = lvt_index(offset &= 0xfff);
 
-    offset &= 0xfff;
     if (!hardware_enabled(l) || offset & 0xf)
         return;
-    if (lvt_index(offset) >= 0) {
-        write_lvt(l, lvt_index(offset), value);
+    if (lvt >= 0) {
+        write_lvt(l, lvt, value);
         return;
     }
     if (offset >= 0x100 && offset < 0x280) /* ISR, TMR, IRR: read only */
