@@ -30,7 +30,9 @@ static struct {
     struct barrier barrier;
     uint64_t start_value;
     volatile uint64_t plain;                            /* protected by a lock in the word */
-    volatile uint32_t working;                          /* CPUs that still do locked operations */
+    volatile uint32_t working;                          /* CPUs that have not yet done their rounds */
+    volatile uint32_t plain_done;                       /* plain accesses done so far */
+    bool plain_test;                                    /* one CPU does plain accesses instead */
 } now;
 
 static uint8_t *arena;                                  /* two pages, adjacent for the CPU, apart and reversed in memory */
@@ -308,6 +310,7 @@ static bool law_no_events(void)
         volatile T *m = word;                                                                                         \
         (void)cpu;                                                                                                    \
         T expected = 0;                                                                                               \
+        uint32_t attempts = 0;                                                                                        \
         for (uint32_t i = 0; i < rounds;) {                                                                           \
             T seen = expected;                                                                                        \
             uint8_t done;                                                                                             \
@@ -317,6 +320,7 @@ static bool law_no_events(void)
                 t->events++;                                                                                          \
             if (done && seen != expected)                                                                             \
                 t->events++;                                                                                          \
+            check(++attempts < 1u << 30, "cmpxchg hardly ever succeeds");                                             \
             i += done;                                                                                                \
             expected = done ? (T)(expected + 1) : seen;                                                               \
         }                                                                                                             \
@@ -327,7 +331,8 @@ static bool law_no_events(void)
     static void xchg_##S(volatile void *word, uint32_t rounds, uint32_t cpu, struct tally *t)                         \
     {                                                                                                                 \
         volatile T *m = word;                                                                                         \
-        T token = (T)(cpu + 1);                                                                                       \
+        (void)cpu;                                                                                                    \
+        T token = (T)t->held;                                                                                         \
         for (uint32_t i = 0; i < rounds; i++) {                                                                       \
             XCHG_BODY("", S);                           /* the bare one locks by itself */                            \
             XCHG_BODY("lock ", S);                                                                                    \
@@ -376,12 +381,13 @@ static bool law_no_events(void)
                     compiler_barrier();                                                                               \
                 if (*top != v || *above != 255 - v || *below != v)                                                \
                     t->events++;                                                                                      \
-                t->ops++;                                                                                             \
+                now.plain_done = (uint32_t)++t->ops;                                                                  \
             }                                                                                                         \
             *top = 0;                                                                                                 \
             return;                                                                                                   \
         }                                                                                                             \
         T own = (T)((T)1 << cpu % 8);                                                                                 \
+        spin_until(now.plain_done, "the CPU that stores plainly");                                                    \
         for (uint32_t i = 0; i < rounds; i++)                                                                         \
             asm volatile(LOCK "xor" #S " %[v], %[m]" : [m] "+m"(*m) : [v] "q"(own) : "cc", "memory");                 \
         t->ops += rounds;                                                                                             \
@@ -401,11 +407,12 @@ static bool law_no_events(void)
                 HALF a = *low, b = *high, c = *low;                                                                   \
                 if ((HALF)(b - a) > (HALF)~0u / 2 || (HALF)(c - b) > (HALF)~0u / 2)                                   \
                     t->events++;                                                                                      \
-                t->ops++;                                                                                             \
+                now.plain_done = (uint32_t)++t->ops;                                                                  \
             }                                                                                                         \
             return;                                                                                                   \
         }                                                                                                             \
         T one = ONE;                                                                                                  \
+        spin_until(now.plain_done, "the CPU that loads plainly");                                                     \
         rounds = rounds * (now.cpus - 1) < 32767 ? rounds : 32767 / (now.cpus - 1);                                   \
         for (uint32_t i = 0; i < rounds; i++)                                                                         \
             asm volatile(LOCK "add" #S " %[v], %[m]" : [m] "+m"(*m) : [v] "r"(one) : "cc", "memory");                 \
@@ -449,7 +456,7 @@ static void cmpxchg8b_(volatile void *word, uint32_t rounds, uint32_t cpu, struc
 {
     (void)cpu;
     volatile uint64_t *m = word;
-    uint32_t low = (uint32_t)now.start_value, high = (uint32_t)(now.start_value >> 32);
+    uint32_t low = (uint32_t)now.start_value, high = (uint32_t)(now.start_value >> 32), attempts = 0;
     for (uint32_t i = 0; i < rounds;) {
         uint32_t a = low, d = high, next = low + 1;
         uint8_t done;
@@ -458,7 +465,8 @@ static void cmpxchg8b_(volatile void *word, uint32_t rounds, uint32_t cpu, struc
             t->events++;
         i += done;
         low = done ? next : a;
-        high = ~low;
+        high = done ? ~next : d;
+        check(++attempts < 1u << 30, "cmpxchg8b hardly ever succeeds");
     }
     t->ops += rounds;
 }
@@ -476,15 +484,18 @@ static bool law_8b(void)
 static void cmpxchg16b_(volatile void *word, uint32_t rounds, uint32_t cpu, struct tally *t)
 {
     (void)cpu;
-    uint64_t low = now.start_value;
+    uint64_t low = now.start_value, high = ~low;
+    uint32_t attempts = 0;
     for (uint32_t i = 0; i < rounds;) {
-        uint64_t a = low, d = ~low, next = low + 1;
+        uint64_t a = low, d = high, next = low + 1;
         uint8_t done;
         asm volatile(LOCK "cmpxchg16b (%[m]); setz %[f]" : "+a"(a), "+d"(d), [f] "=m"(done) : [m] "r"(word), "b"(next), "c"(~next) : "cc", "memory");
         if (d != ~a || done != (a == low))
             t->events++;
         i += done;
         low = done ? next : a;
+        high = done ? ~next : d;
+        check(++attempts < 1u << 30, "cmpxchg16b hardly ever succeeds");
     }
     t->ops += rounds;
 }
@@ -536,15 +547,27 @@ static void work(void *unused)
 {
     (void)unused;
     uint32_t cpu = cpu_index();
+    tallies[cpu].held = cpu + 1;
     spin_barrier(&now.barrier, now.cpus);
-    now.body(now.word, now.rounds, cpu, &tallies[cpu]);
+    if (now.plain_test) {
+        now.body(now.word, now.rounds, cpu, &tallies[cpu]);
+        return;
+    }
+    /* Whoever has done its rounds goes on until all have: so nobody's rounds are without contention. */
+    uint32_t chunk = now.rounds / 8 + 1, done = 0;
+    while (done < now.rounds || now.working) {
+        now.body(now.word, chunk, cpu, &tallies[cpu]);
+        if (done < now.rounds && done + chunk >= now.rounds)
+            __atomic_sub_fetch(&now.working, 1, __ATOMIC_SEQ_CST);
+        done += chunk;
+    }
 }
 
 static uint32_t lines, rounds_aligned, rounds_split;
 static uint64_t all_ops;
 
 static void run_one(const char *name, bool (*the_law)(void), body_t body, uint32_t width, const char *where, uint32_t offset,
-                    uint32_t rounds, uint64_t start)
+                    uint32_t rounds, uint64_t start, bool plain)
 {
     memset(tallies, 0, sizeof tallies);
     memset(arena, 0, 2 * PAGE_SIZE);
@@ -555,7 +578,9 @@ static void run_one(const char *name, bool (*the_law)(void), body_t body, uint32
     now.body = body;
     now.start_value = start & mask_of(width > 64 ? 64 : width);
     now.plain = 0;
-    now.working = ncpus - 1;
+    now.plain_test = plain;
+    now.plain_done = 0;
+    now.working = plain ? ncpus - 1 : ncpus;
     memcpy((void *)now.word, &now.start_value, width >= 64 ? 8 : width / 8);
     if (width == 128) {
         uint64_t high = ~now.start_value;
@@ -578,15 +603,15 @@ static void run_everywhere(const char *name, bool (*the_law)(void), body_t body,
     if (!body || !option_is("width", width == 8 ? "8" : width == 16 ? "16" : width == 32 ? "32" : width == 64 ? "64" : "128"))
         return;
     if (option_is("at", "aligned"))
-        run_one(name, the_law, body, width, "aligned", 0x100, rounds_aligned, start);
+        run_one(name, the_law, body, width, "aligned", 0x100, rounds_aligned, start, plain);
     if (bytes == 1 || bytes == 16)                      /* a byte cannot be split, cmpxchg16b must not be */
         return;
     if (option_is("at", "unaligned"))
-        run_one(name, the_law, body, width, "unaligned", 0x181, rounds_split, start);
+        run_one(name, the_law, body, width, "unaligned", 0x181, rounds_split, start, plain);
     if (option_is("at", "line"))
-        run_one(name, the_law, body, width, "line", 0x140 - bytes / 2, rounds_split, start);
+        run_one(name, the_law, body, width, "line", 0x140 - bytes / 2, rounds_split, start, plain);
     if (option_is("at", "page"))
-        run_one(name, the_law, body, width, "page", PAGE_SIZE - (plain ? bytes / 2 : 1), rounds_split, start);
+        run_one(name, the_law, body, width, "page", PAGE_SIZE - (plain ? bytes / 2 : 1), rounds_split, start, plain);
 }
 
 static void flush_tlb(void *unused) { (void)unused; write_cr3(read_cr3()); }
@@ -640,8 +665,8 @@ void guest_main(void)
     map_page(FREE_VA, (uintptr_t)memory + PAGE_SIZE, PTE_W);
     map_page(FREE_VA + PAGE_SIZE, (uintptr_t)memory, PTE_W);
     run_on_all(flush_tlb, 0);
-    rounds_aligned = option_number("rounds", 20000) * scale;
-    rounds_split = option_number("split", 300) * scale;
+    rounds_aligned = option_number("rounds", ncpus > 4 ? 4000 : 10000) * scale;
+    rounds_split = option_number("split", ncpus > 4 ? 100 : 300) * scale;
 
     for (uint32_t i = 0; i < array_size(tests); i++) {
         const struct test *t = &tests[i];
