@@ -65,6 +65,7 @@ class Host:
         self._order_lock = threading.RLock()  # re-entrant: signal handlers call wake()
         self._closed = False
         self._line_busy = False
+        self._console_failed = False
         with nursery.no_births():
             nursery.adopt(self._selector.fileno())
             self._bell = nursery.adopt(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
@@ -113,19 +114,20 @@ class Host:
         """The Guest is dead: everybody leaves, or is killed; then the last console bytes."""
         deadline = time.monotonic() + END_SECONDS
         self._unwatch_source()
-        while self._alive() and self._round(deadline):
+        while self._alive() and self._round_whatever_happens(deadline):
             pass
         for worker in self._alive():
             self._log.warning("worker did not leave in time", vcpu=worker.index)
             worker.kill()
-        while self._alive():
-            self._round(None)
+            worker.wait()
         for worker in self.workers:
-            while worker.report_fd >= 0 and not worker.reported:
+            while not worker.reported:
                 worker.read_report()
-        self._drain()
-        with contextlib.suppress(ConsoleClosedError):
-            self._console.flush()
+        try:
+            self._drain()
+            self._flush_console()
+        except Exception:  # a device of ours, or the user's console function
+            self._log.exception("the Host failed while the machine ended")
         if isinstance(self._console, FdOutput):
             lost = self._console.drain(time.monotonic() + FLUSH_SECONDS)
             if lost:
@@ -174,6 +176,14 @@ class Host:
             handler()
         self._move_console()
         return True
+
+    def _round_whatever_happens(self, deadline: float) -> bool:
+        """A round of a machine that ends anyway: our own failures must not keep it from that."""
+        try:
+            return self._round(deadline)
+        except Exception:  # a device of ours, or the user's console function
+            self._log.exception("the Host failed while the machine ended")
+            return True
 
     def _on_bell(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -292,12 +302,7 @@ class Host:
             else:
                 room = self._machine.uart.input_room > 0
                 self._want(self._source.fd, selectors.EVENT_READ, self._on_input, wanted=room)
-        try:
-            self._console.flush()
-        except ConsoleClosedError as closed:
-            self._control.kill(
-                Reason.INTERRUPTED, "nobody reads the console any more", code=closed.signum
-            )
+        self._flush_console()
         backlog = self._console.backlog()
         busy = backlog > (FREE_BELOW if self._line_busy else BUSY_ABOVE)
         if busy != self._line_busy:
@@ -307,6 +312,18 @@ class Host:
         fd = self._console.fileno()
         if fd is not None:
             self._want(fd, selectors.EVENT_WRITE, lambda: None, wanted=backlog > 0)
+
+    def _flush_console(self) -> None:
+        if self._console_failed:
+            return
+        self._console_failed = True  # unless we come back from there
+        try:
+            self._console.flush()
+        except ConsoleClosedError as closed:
+            self._control.kill(
+                Reason.INTERRUPTED, "nobody reads the console any more", code=closed.signum
+            )
+        self._console_failed = False
 
     def _want(self, fd: int, events: int, handler: Handler, *, wanted: bool) -> None:
         watched = fd in self._selector.get_map()

@@ -131,7 +131,7 @@ class GuestRam:
         """`length` bytes at guest-physical `address`; zeros if that is not RAM (the Guest dies)."""
         if not self._inside(address, length):
             self._kill(f"bad read address {address:#x} len {length}")
-            return bytes(length)
+            return bytes(min(max(length, 0), self.size))  # the Guest chose `length`
         return self._map[address : address + length]
 
     def write(self, address: int, data: bytes | memoryview) -> None:

@@ -61,6 +61,7 @@ class Worker:
         try:
             nursery.fork(order)
         except OSError as error:
+            self.bury()
             raise HostError(f"vCPU {self.index}'s worker cannot be started: {error}") from error
 
     @property
@@ -116,6 +117,10 @@ class Worker:
         """SIGKILL."""
         with contextlib.suppress(OSError):
             self._process.kill()
+
+    def wait(self) -> None:
+        """Until it has ended."""
+        self._process.join()
 
     def bury(self) -> None:
         """Wait for its end (it has ended or been killed) and close what was ours of it."""

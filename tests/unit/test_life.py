@@ -1,0 +1,458 @@
+"""A machine's life from birth to burial, with a Guest written in Python (no engine)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.errors import HostError, UserError
+from runtime.machine import Exit, Machine, Reason
+from tests.helpers.fake_engine import Cpu, Guest, play
+from tests.helpers.images import code_kernel, write_file
+from tests.helpers.leaks import no_leaks
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    with no_leaks():
+        yield
+
+
+class Bench:
+    """Runs Python Guests."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, kernel: Path) -> None:
+        self.monkeypatch = monkeypatch
+        self.kernel = kernel
+
+    def machine(self, guest: Guest, **options: Any) -> Machine:
+        play(self.monkeypatch, guest)
+        return Machine(self.kernel, **{"memory": "2M", "console": "capture"} | options)
+
+    def run(self, guest: Guest, timeout: float | None = 20, **options: Any) -> Exit:
+        with self.machine(guest, **options) as machine:
+            return machine.run(timeout)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
+    return Bench(monkeypatch, write_file(tmp_path, code_kernel(b"\xf4")))
+
+
+def spin(cpu: Cpu) -> None:
+    """A Guest that computes for ever, as far as the Host can see."""
+    while not cpu.control.dead:
+        if cpu.lib.smp_vcpu(cpu.control, cpu.index).pause:
+            return
+
+
+# How a Guest ends ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("value", "status"), [(0, 1), (1, 3), (0x10, 0x21), (0xFF, 0xFF)])
+def test_debug_exit(bench: Bench, value: int, status: int) -> None:
+    end = bench.run(lambda cpu: cpu.leave(value))
+    assert (end.reason, end.status, end.code) == (Reason.DEBUG_EXIT, status, value)
+
+
+def test_power_off(bench: Bench) -> None:
+    end = bench.run(lambda cpu: cpu.outb(0x604, 0x2000, 2))
+    assert (end.reason, end.status) == (Reason.POWEROFF, 0)
+
+
+@pytest.mark.parametrize(("port", "value"), [(0x64, 0xFE), (0xCF9, 6), (0x92, 3)])
+def test_restart(bench: Bench, port: int, value: int) -> None:
+    assert bench.run(lambda cpu: cpu.outb(port, value)).reason is Reason.RESTART
+
+
+def test_timeout(bench: Bench) -> None:
+    began = time.monotonic()
+    end = bench.run(spin, timeout=0.3, vcpus=2)
+    assert (end.reason, end.status) == (Reason.TIMEOUT, 124)
+    assert 0.3 <= time.monotonic() - began < 3
+
+
+def test_timeout_of_halted_vcpus(bench: Bench) -> None:
+    end = bench.run(lambda cpu: cpu.halt(), timeout=0.3, vcpus=3)
+    assert end.reason is Reason.TIMEOUT
+
+
+def test_misbehaviour(bench: Bench) -> None:
+    def guest(cpu: Cpu) -> None:
+        cpu.lib.smp_kill_guest(cpu.control, cpu.lib.SMP_DEAD_KILLED, cpu.index, 0, b"triple fault")
+
+    end = bench.run(guest)
+    assert (end.reason, end.status, end.text, end.vcpu) == (Reason.KILLED, 4, "triple fault", 0)
+
+
+def test_everything_printed_before_the_end_arrives(bench: Bench) -> None:
+    text = b"0123456789abcdef" * 2000
+
+    def guest(cpu: Cpu) -> None:
+        cpu.print(text)
+        cpu.leave(0)
+
+    assert bench.run(guest).console == text
+
+
+# Workers that die -----------------------------------------------------------------------
+
+
+def test_killed_worker(bench: Bench) -> None:
+    def guest(cpu: Cpu) -> None:
+        if cpu.index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        spin(cpu)
+
+    began = time.monotonic()
+    end = bench.run(guest, vcpus=3)
+    assert (end.reason, end.status, end.vcpu) == (Reason.WORKER, 6, 1)
+    assert end.text == "vCPU 1's worker was killed by SIGKILL"
+    assert time.monotonic() - began < 3
+
+
+def test_killed_while_the_others_sleep(bench: Bench) -> None:
+    def guest(cpu: Cpu) -> int | None:
+        if cpu.index == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return cpu.halt()
+
+    assert bench.run(guest, vcpus=3).reason is Reason.WORKER
+
+
+def test_killed_with_the_big_lock(bench: Bench) -> None:
+    def guest(cpu: Cpu) -> None:
+        if cpu.index == 1:
+            cpu.lib.smp_lock(cpu.control, cpu.lib.SMP_SITE_OTHER)
+            os.kill(os.getpid(), signal.SIGKILL)
+        while not cpu.control.dead:
+            cpu.inb(0x71)  # the Host takes the lock for each
+
+    end = bench.run(guest, vcpus=2)
+    assert end.reason is Reason.WORKER
+    assert sum(lock["recovered"] for lock in end.locks.values()) == 1
+
+
+def test_killed_in_a_device_access(bench: Bench) -> None:
+    def guest(cpu: Cpu) -> None:
+        if cpu.index == 1:
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        while not cpu.control.dead:
+            cpu.inb(0x71)
+            cpu.outb(0x3F8, 0x2E)
+
+    assert bench.run(guest, vcpus=2).reason is Reason.WORKER
+
+
+def test_worker_that_raises_leaves_last_words(bench: Bench) -> None:
+    def guest(cpu: Cpu) -> None:
+        raise RuntimeError(f"the sky\nfell on {cpu.index}")
+
+    end = bench.run(guest)
+    assert end.status == 6
+    assert end.text == "vCPU 0's worker failed: RuntimeError: the sky fell on 0"
+
+
+def test_worker_that_does_not_leave_is_killed(bench: Bench) -> None:
+    def guest(cpu: Cpu) -> None:
+        if cpu.index == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(0.1)
+        cpu.leave(0)
+
+    began = time.monotonic()
+    end = bench.run(guest, vcpus=2)
+    assert (end.reason, end.status) == (Reason.DEBUG_EXIT, 1)
+    assert time.monotonic() - began < 3
+
+
+def test_signals_to_the_group_do_not_kill_workers(bench: Bench) -> None:
+    def guest(cpu: Cpu) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+        cpu.leave(3)
+
+    assert bench.run(guest).status == 7
+
+
+def test_workers_die_with_their_host(bench: Bench) -> None:
+    receive, send = os.pipe()
+    host = os.fork()
+    if host == 0:
+        os.close(receive)
+        with bench.machine(lambda cpu: cpu.halt(), vcpus=2) as machine:
+            os.write(send, b" ".join(b"%d" % pid for pid in machine.worker_pids()))
+            machine.run(30)
+        os._exit(0)
+    os.close(send)
+    pids = [int(pid) for pid in os.read(receive, 100).split()]
+    assert len(pids) == 2
+    os.kill(host, signal.SIGKILL)
+    os.waitpid(host, 0)
+    # The workers are not our children; the pipe's end is what tells that all are gone.
+    assert os.read(receive, 1) == b""
+    os.close(receive)
+    deadline = time.monotonic() + 5
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+# From outside ---------------------------------------------------------------------------
+
+
+def in_thread(machine: Machine) -> tuple[threading.Thread, list[Exit]]:
+    ends: list[Exit] = []
+    thread = threading.Thread(target=lambda: ends.append(machine.run(20)))
+    thread.start()
+    return thread, ends
+
+
+def wait_state(machine: Machine, index: int, state: str) -> None:
+    deadline = time.monotonic() + 5
+    while machine.state(index) != state:
+        assert time.monotonic() < deadline
+
+
+def test_pause_and_resume(bench: Bench) -> None:
+    def guest(cpu: Cpu) -> int | None:
+        if cpu.index == 1:
+            return cpu.halt()
+        spin(cpu)
+        return None
+
+    with bench.machine(guest, vcpus=2) as machine:
+        assert [machine.state(i) for i in range(2)] == ["paused", "paused"]
+        thread, ends = in_thread(machine)
+        for _ in range(3):
+            wait_state(machine, 0, "running")
+            wait_state(machine, 1, "halted")
+            machine.pause()
+            assert [machine.state(i) for i in range(2)] == ["paused", "paused"]
+            machine.resume()
+        machine.stop()
+        thread.join()
+    assert ends[0].reason is Reason.STOPPED
+
+
+def test_pause_that_nobody_acknowledges(bench: Bench) -> None:
+    def guest(cpu: Cpu) -> None:
+        while not cpu.control.dead:
+            pass
+
+    with bench.machine(guest) as machine:
+        thread, ends = in_thread(machine)
+        wait_state(machine, 0, "running")
+        with pytest.raises(HostError, match="did not pause in time"):
+            machine.pause()
+        thread.join()
+    assert ends[0].status == 6
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupt(bench: Bench, number: int) -> None:
+    with bench.machine(lambda cpu: cpu.halt(), vcpus=2) as machine:
+        thread, ends = in_thread(machine)
+        machine.interrupt(number)
+        thread.join()
+    assert (ends[0].reason, ends[0].status) == (Reason.INTERRUPTED, 128 + number)
+
+
+def test_interrupt_before_it_is_built(bench: Bench) -> None:
+    machine = bench.machine(spin)
+    machine.interrupt(signal.SIGINT)
+    with machine:
+        assert machine.run(20).status == 130
+    machine.interrupt(signal.SIGINT)  # and after it is gone
+    machine.pause()
+
+
+def test_several_machines_at_a_time(bench: Bench) -> None:
+    def guest(cpu: Cpu) -> None:
+        cpu.print(b"vCPU %d;" % cpu.index)
+        for _ in range(200):
+            cpu.inb(0x71)
+        if cpu.index == 0:
+            cpu.leave(5)
+        spin(cpu)
+
+    ends: list[Exit] = []
+    play(bench.monkeypatch, guest)
+
+    def one() -> None:
+        with Machine(bench.kernel, vcpus=2, memory="2M", console="capture") as machine:
+            ends.append(machine.run(20))
+
+    threads = [threading.Thread(target=one) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [end.status for end in ends] == [11] * 4
+    assert all(b"vCPU 0;" in end.console for end in ends)
+
+
+def test_machine_built_by_a_thread_that_is_gone(bench: Bench) -> None:
+    machine = bench.machine(lambda cpu: cpu.leave(2))
+    builder = threading.Thread(target=machine.__enter__)
+    builder.start()
+    builder.join()
+    with machine._stack.pop_all() as stack:  # leave as __exit__ does, in this thread
+        machine._stack = stack
+        end = machine.run(20)
+        machine.__exit__(None, None, None)
+    assert end.status == 5
+
+
+def test_never_run(bench: Bench) -> None:
+    with bench.machine(spin, vcpus=2):
+        pass
+
+
+# Hooks, console ---------------------------------------------------------------------------
+
+
+def test_hook_results_come_back(bench: Bench) -> None:
+    offset = 40
+
+    def on_vcpu(uc: Any, index: int) -> Any:
+        return lambda: {"name": uc.name, "value": index + offset}
+
+    def guest(cpu: Cpu) -> None:
+        if cpu.index == 1:
+            cpu.leave(0)
+        spin(cpu)
+
+    end = bench.run(guest, vcpus=2, on_vcpu=on_vcpu, hooks={1: lambda _, index: [index] * 300_000})
+    assert end.results[0] == {"name": "engine 0", "value": 40}
+    assert end.results[1] == [[1] * 300_000, {"name": "engine 1", "value": 41}]
+
+
+def test_hook_that_fails_at_the_start(bench: Bench) -> None:
+    def bad(_: Any, index: int) -> None:
+        raise KeyError(index)
+
+    with (
+        pytest.raises(HostError, match=r"vCPU 1's worker failed: KeyError"),
+        bench.machine(spin, vcpus=2, hooks={1: bad}),
+    ):
+        pass
+
+
+def test_hook_for_nobody(bench: Bench) -> None:
+    with pytest.raises(UserError, match="no vCPU 2"), bench.machine(spin, hooks={2: print}):
+        pass
+
+
+def test_result_that_cannot_be_sent(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    end = bench.run(lambda cpu: cpu.leave(0), on_vcpu=lambda *_: (x for x in "generator"))
+    assert end.status == 1
+    assert end.results == {}
+    assert "cannot be sent" in capsys.readouterr().err
+
+
+def test_console_function(bench: Bench) -> None:
+    pieces: list[bytes] = []
+
+    def guest(cpu: Cpu) -> None:
+        cpu.print(b"abc")
+        cpu.leave(0)
+
+    bench.run(guest, console=pieces.append)
+    assert b"".join(pieces) == b"abc"
+
+
+def test_console_function_that_fails_is_our_caller_s_mistake(bench: Bench) -> None:
+    def bad(_: bytes) -> None:
+        raise ValueError("no")
+
+    def guest(cpu: Cpu) -> None:
+        cpu.print(b"abc")
+        spin(cpu)
+
+    end = bench.run(guest, console=bad)
+    assert (end.reason, end.status) == (Reason.HOST, 6)
+
+
+def test_console_input(bench: Bench) -> None:
+    def guest(cpu: Cpu) -> None:
+        text = b""
+        while not text.endswith(b"\n") and not cpu.control.dead:
+            if cpu.inb(0x3FD) & 1:
+                text += bytes([cpu.inb(0x3F8)])
+        cpu.print(text.upper())
+        cpu.leave(0)
+
+    with bench.machine(guest) as machine:
+        machine.send(b"x" * 1000 + b"\n")
+        assert machine.run(20).console == b"X" * 1000 + b"\n"
+
+
+def test_lines_of_several_vcpus_keep_each_ones_order(bench: Bench) -> None:
+    def guest(cpu: Cpu) -> None:
+        cpu.print(bytes(range(0x40 * cpu.index, 0x40 * cpu.index + 0x40)) * 50)
+        if cpu.index == 0:
+            cpu.leave(0)
+        spin(cpu)
+
+    console = bench.run(guest, vcpus=2).console
+    mine = bytes(byte for byte in console if byte < 0x40)
+    assert mine == bytes(range(0x40)) * 50
+
+
+# Mistakes ---------------------------------------------------------------------------------
+
+
+def test_failed_build_leaves_nothing(bench: Bench, tmp_path: Path) -> None:
+    bench.kernel = tmp_path / "missing"
+    with pytest.raises(UserError, match="does not exist"), bench.machine(spin):
+        pass
+
+
+@pytest.mark.parametrize("vcpus", [0, 17, -1])
+def test_bad_number_of_vcpus(bench: Bench, vcpus: int) -> None:
+    with pytest.raises(UserError, match="cannot be had"), bench.machine(spin, vcpus=vcpus):
+        pass
+
+
+def test_failing_fork_leaves_nothing(bench: Bench) -> None:
+    real = os.fork
+    births = []
+
+    def fork() -> int:
+        births.append(1)
+        if len(births) == 3:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return real()
+
+    def pipe() -> tuple[int, int]:
+        ends = real_pipe()
+        opened.append(ends)
+        return ends
+
+    # multiprocess itself forgets its two pipes when fork() fails.
+    opened: list[tuple[int, int]] = []
+    real_pipe = os.pipe
+    bench.monkeypatch.setattr(os, "pipe", pipe)
+    bench.monkeypatch.setattr(os, "fork", fork)
+    with (
+        pytest.raises(HostError, match="vCPU 2's worker cannot be started"),
+        bench.machine(spin, vcpus=4),
+    ):
+        pass
+    for ends in opened[-2:]:
+        for fd in ends:
+            os.close(fd)
