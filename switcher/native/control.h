@@ -388,4 +388,7 @@ int smp_engine_attach(void *uc);                                /* after uc_mem_
 int smp_run(void *uc);                                          /* enter the Guest; enum smp_exit */
 int smp_read_regs(struct smp_control *c, uint32_t vcpu, struct smp_regs *out);
 uint32_t smp_engine_version(void);
+/* Prove the loaded engine with two vCPUs (milliseconds): NULL, or why it may not run two in parallel.
+ * Starts and joins two threads; not at the same time as anything else here. */
+const char *smp_selftest(void);
 #endif

@@ -27,6 +27,9 @@
 /* What every translation is made for (curr_cflags() in exec-all.h). */
 uint32_t smp_cflags = CF_PARALLEL;
 
+/* The engine is linked from an archive: what nobody in it calls would be left out. */
+__attribute__((used)) static const void *const kept[] = {smp_selftest, smp_lock, smp_dma_write, smp_asked};
+
 static struct {
     struct smp_control *control;
     uint8_t *ram;
@@ -479,9 +482,13 @@ void *smp_cpu_memory(size_t size)
     return prepared.cpu;
 }
 
-bool smp_owns_cpu_memory(const void *cpu)
+bool smp_release(struct uc_struct *uc)
 {
-    return cpu && cpu == prepared.cpu;
+    bool shared = uc->smp || (uc->cpu && (void *)uc->cpu == prepared.cpu);
+
+    g_free(uc->smp);
+    uc->smp = NULL;
+    return shared;
 }
 
 int smp_engine_attach(void *handle)
@@ -490,7 +497,7 @@ int smp_engine_attach(void *handle)
     struct smp_engine *s;
     struct smp_control *c = prepared.control;
 
-    if (!c || !uc->init_done || !smp_owns_cpu_memory(uc->cpu) || uc->smp) {
+    if (!c || !uc->init_done || (void *)uc->cpu != prepared.cpu || uc->smp) {
         return -EINVAL;
     }
     s = g_new0(struct smp_engine, 1);

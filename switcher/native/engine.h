@@ -46,7 +46,7 @@ void smp_exception(struct CPUState *cpu);
 void smp_triple_fault(struct CPUX86State *env);
 void smp_guest_fatal(struct CPUState *cpu, const char *text) __attribute__((noreturn));
 void *smp_cpu_memory(size_t size);        /* NULL: no control block prepared */
-bool smp_owns_cpu_memory(const void *cpu);
+bool smp_release(struct uc_struct *uc);   /* at uc_close: true if the CPU state is not ours to free */
 void smp_spin_hint(struct CPUX86State *env);    /* PAUSE */
 
 /* ---- architecture that Unicorn left to hooks (arch.c) ---- */
