@@ -105,7 +105,7 @@ class Host:
 
     def run(self, deadline: float | None) -> None:
         """The loop, until the Guest is dead (at `deadline`, time.monotonic seconds, we kill it)."""
-        self._watch_source()
+        self._move_console()
         while not self._control.is_dead:
             if not self._round(deadline):
                 self._control.kill(Reason.TIMEOUT, "the time given by --timeout ran out")
@@ -268,20 +268,11 @@ class Host:
         with self._lock:
             self._machine.uart.receive(data)
 
-    def _watch_source(self) -> None:
-        if self._source is not None and self._source.pollable:
-            self._register(self._source.fd, self._on_input)
-        else:
-            self._read_source()
-
     def _unwatch_source(self) -> None:
         if self._source is not None:
             with contextlib.suppress(KeyError, ValueError):
                 self._selector.unregister(self._source.fd)
             self._source = None
-
-    def _on_input(self) -> None:
-        self._read_source()
 
     def _read_source(self) -> None:
         if self._source is None:
@@ -301,7 +292,7 @@ class Host:
                 self._read_source()
             else:
                 room = self._machine.uart.input_room > 0
-                self._want(self._source.fd, selectors.EVENT_READ, self._on_input, wanted=room)
+                self._want(self._source.fd, selectors.EVENT_READ, self._read_source, wanted=room)
         self._flush_console()
         backlog = self._console.backlog()
         busy = backlog > (FREE_BELOW if self._line_busy else BUSY_ABOVE)

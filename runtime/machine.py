@@ -20,7 +20,7 @@ from runtime import nursery
 from runtime.afraid import refuse_inside_ourselves
 from runtime.biglock import BigLock, Site
 from runtime.console import Callback, Capture, FdOutput, Input, Output
-from runtime.control import ControlBlock, sample_clock
+from runtime.control import ControlBlock, Verdict, sample_clock
 from runtime.errors import HostError, SmpError, UserError
 from runtime.exits import Exit, Reason, Registers, exit_status
 from runtime.host import Host
@@ -162,10 +162,10 @@ class Machine:
         if not 1 <= self.vcpus <= most:
             raise UserError(f"{self.vcpus} vCPUs cannot be had; choose 1 to {most}")
         check_ram_size(self.ram_size)
-        if not switcher.is_patched and self.vcpus > 1:
+        if self.vcpus > 1 and (why := binding.why_not_parallel()):
             raise UserError(
-                "the stock Unicorn engine loses updates between vCPUs, so it may run only one: "
-                "build ours (make engine) or use --vcpus 1"
+                f"this engine may run only one vCPU ({why}): build ours (make engine) "
+                "or use --vcpus 1"
             )
         strangers = [index for index in self._hooks if not 0 <= index < self.vcpus]
         if strangers:
@@ -284,6 +284,11 @@ class Machine:
 
     def _make_exit(self, control: ControlBlock, host: Host) -> Exit:
         verdict = control.verdict()
+        if verdict.reason is Reason.STOPPED and verdict.vcpu is not None:
+            # An exception in a user's hook stops the Guest before its worker can say so.
+            words = control.last_error(verdict.vcpu)
+            if words:
+                verdict = Verdict(Reason.WORKER, verdict.vcpu, 0, words)
         self._log_traces(host)
         results: dict[int, Any] = {}
         seconds = {"host": time.thread_time() - self._host_cpu}

@@ -1,0 +1,194 @@
+"""Kernels of a few bytes: start states, ports, hooks, and the exits a user sees."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.machine import Exit, Machine, Reason
+from tests.helpers.images import (
+    Maker,
+    Piece,
+    code_kernel,
+    debug_exit_code,
+    multiboot_header,
+    print_code,
+    write_file,
+)
+from tests.helpers.launch import launch, needs_engine
+from tests.helpers.leaks import no_leaks
+
+
+@pytest.fixture(autouse=True)
+def engine() -> Iterator[None]:
+    needs_engine()
+    with no_leaks():
+        yield
+
+
+def run(tmp_path: Path, image: bytes, timeout: float = 20, **options: Any) -> Exit:
+    path = write_file(tmp_path, image)
+    with Machine(path, **{"memory": "4M", "console": "capture"} | options) as machine:
+        return machine.run(timeout)
+
+
+def test_debug_exit(tmp_path: Path) -> None:
+    end = run(tmp_path, code_kernel(debug_exit_code(0x21)))
+    assert (end.reason, end.status) == (Reason.DEBUG_EXIT, 0x43)
+
+
+def test_console(tmp_path: Path) -> None:
+    end = run(tmp_path, code_kernel(print_code(b"hello\n") + debug_exit_code(0)))
+    assert end.console == b"hello\n"
+    assert end.counters[0]["pio_posted"] == 6
+
+
+def test_multiboot_registers(tmp_path: Path) -> None:
+    # mov edx, 0xf4; out dx, eax
+    end = run(tmp_path, code_kernel(b"\xba\xf4\0\0\0\xef\xf4"))
+    assert end.code == 0x2BADB002
+    # mov eax, ebx; ...
+    end = run(tmp_path, code_kernel(b"\x89\xd8\xba\xf4\0\0\0\xef\xf4"))
+    assert end.code == 0x9500
+
+
+def test_bare_elf32_is_in_protected_mode(tmp_path: Path) -> None:
+    # mov eax, cr0; mov edx, 0xf4; out dx, eax
+    end = run(tmp_path, Maker([Piece(b"\x0f\x20\xc0\xba\xf4\0\0\0\xef\xf4")]).build())
+    assert end.code & 0x80000001 == 1
+
+
+def test_bare_elf64_is_in_long_mode(tmp_path: Path) -> None:
+    # mov rax, 0x1234_5678_9abc_def0; shr rax, 32; mov edx, 0xf4; out dx, eax
+    code = b"\x48\xb8" + struct.pack("<Q", 0x123456789ABCDEF0) + b"\x48\xc1\xe8\x20"
+    end = run(tmp_path, Maker([Piece(code + b"\xba\xf4\0\0\0\xef\xf4")], bits=64).build())
+    assert end.code == 0x12345678
+
+
+def test_triple_fault_is_a_sentence_with_registers(tmp_path: Path) -> None:
+    end = run(tmp_path, code_kernel(b"\x0f\x0b"))  # ud2 without an IDT
+    assert (end.reason, end.status, end.vcpu) == (Reason.KILLED, 4, 0)
+    assert "triple fault" in end.text
+    assert end.death is not None
+    assert end.death.rip == 0x10000C
+
+
+def test_halt_for_ever_ends_by_timeout(tmp_path: Path) -> None:
+    end = run(tmp_path, code_kernel(b"\xfa\xf4\xeb\xfd"), timeout=0.3, vcpus=2)
+    assert (end.reason, end.status) == (Reason.TIMEOUT, 124)
+
+
+def test_nobody_s_port_reads_all_ones(tmp_path: Path) -> None:
+    # mov edx, 0x5555; in eax, dx; mov edx, 0xf4; out dx, eax
+    end = run(tmp_path, code_kernel(b"\xba\x55\x55\0\0\xed\xba\xf4\0\0\0\xef\xf4"))
+    assert end.code == 0xFFFFFFFF
+
+
+def test_ioapic_version_through_mmio(tmp_path: Path) -> None:
+    # mov byte [0xfec00000], 1; mov eax, [0xfec00010]; mov edx, 0xf4; out dx, eax
+    code = b"\xc7\x05\0\0\xc0\xfe\x01\0\0\0\xa1\x10\0\xc0\xfe\xba\xf4\0\0\0\xef\xf4"
+    end = run(tmp_path, code_kernel(code))
+    assert end.code == 0x00170011
+    assert end.counters[0]["mmio_host"] == 2
+
+
+def test_unicorn_hooks_see_the_guest(tmp_path: Path) -> None:
+    def on_vcpu(uc: Any, _index: int) -> Any:
+        import unicorn
+
+        seen: list[int] = []
+        uc.hook_add(unicorn.UC_HOOK_CODE, lambda _uc, address, _size, _data: seen.append(address))
+        return lambda: seen
+
+    end = run(tmp_path, code_kernel(b"\x90\x90" + debug_exit_code(0)), on_vcpu=on_vcpu)
+    assert end.status == 1
+    assert end.results[0][:4] == [0x10000C, 0x10000D, 0x10000E, 0x100010]
+
+
+def test_hook_that_raises_is_reported(tmp_path: Path) -> None:
+    def on_vcpu(uc: Any, _index: int) -> None:
+        import unicorn
+
+        def bad(*_: object) -> None:
+            raise ValueError("hook")
+
+        uc.hook_add(unicorn.UC_HOOK_BLOCK, bad)
+
+    end = run(tmp_path, code_kernel(b"\xeb\xfe"), on_vcpu=on_vcpu)
+    assert end.status == 6
+    assert "ValueError: hook" in end.text
+
+
+def test_uart_interrupt_reaches_the_guest_s_ioapic(tmp_path: Path) -> None:
+    """With interrupts off a pending one must not end HLT for ever: the time-out does."""
+    # IER = 2 (THRE interrupt), then cli; hlt
+    code = b"\x66\xba\xf9\x03\xb0\x02\xee\xfa\xf4\xeb\xfd"
+    assert run(tmp_path, code_kernel(code), timeout=0.3).reason is Reason.TIMEOUT
+
+
+def test_echo_of_piped_input(tmp_path: Path) -> None:
+    # again: in al, LSR; test al, 1; jz again; in al, RBR; out THR, al; cmp al, 10; jne again
+    code = (
+        b"\x66\xba\xfd\x03\xec\xa8\x01\x74\xf7\x66\xba\xf8\x03\xec\xee\x3c\x0a\x75\xed"
+    ) + debug_exit_code(0)
+    path = write_file(tmp_path, code_kernel(code))
+    for source in ("pipe", "file"):
+        text = b"some words through a " + source.encode() + b" " * 5000 + b"\n"
+        if source == "pipe":
+            read, write = os.pipe()
+            subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=write).communicate(text)
+            os.close(write)
+        else:
+            read = os.open(write_file(tmp_path, text, "input"), os.O_RDONLY)
+        end = launch("run", path, stdin=read)
+        os.close(read)
+        assert (end.returncode, end.stdout) == (1, text)
+
+
+def test_stats_file(tmp_path: Path) -> None:
+    path = write_file(tmp_path, code_kernel(print_code(b"x") + debug_exit_code(4)))
+    stats = tmp_path / "out.json"
+    assert launch("run", "--vcpus", "2", "--stats", stats, path).returncode == 9
+    told = json.loads(stats.read_text())
+    assert (told["reason"], told["status"], told["code"]) == ("debug_exit", 9, 4)
+    assert len(told["vcpus"]) == 2
+    assert told["vcpus"][0]["counters"]["pio_posted"] == 1
+    assert set(told["cpu_seconds"]) == {"host", "vcpu0", "vcpu1"}
+    assert told["big_lock"]["bus"]["count"] > 0
+
+
+def test_restart_boots_again(tmp_path: Path) -> None:
+    """RAM and devices are new each time, so it restarts until the time-out."""
+    path = write_file(tmp_path, code_kernel(print_code(b"boot ") + b"\xb0\xfe\xe6\x64\xf4"))
+    end = launch("run", "--timeout", "2", path)
+    assert end.returncode == 124
+    assert end.stdout.count(b"boot ") >= 2
+
+
+def test_append_reaches_the_kernel(tmp_path: Path) -> None:
+    # mov esi, [ebx+16]; again: lodsb; test al, al; jz out; out 0x3f8 ...; jmp again
+    code = b"\x8b\x73\x10\x66\xba\xf8\x03\xac\x84\xc0\x74\x03\xee\xeb\xf8" + debug_exit_code(0)
+    path = write_file(tmp_path, code_kernel(code))
+    end = launch("run", "--append", "verbose=1 x", path)
+    assert end.stdout.decode() == f"{path} verbose=1 x"
+
+
+def test_log_says_what_was_guessed(tmp_path: Path) -> None:
+    path = write_file(tmp_path, code_kernel(debug_exit_code(0)))
+    end = launch("run", path)
+    assert b"pc machine (guessed from the image): multiboot kernel, 1 vCPU, 64M" in end.stderr
+    assert launch("run", "--log-level", "error", path).stderr == b""
+
+
+def test_address_form_boots(tmp_path: Path) -> None:
+    at = 0x100000
+    header = multiboot_header(1 << 16, (at, at, 0, 0, at + 32))
+    end = run(tmp_path, header + debug_exit_code(9))
+    assert end.code == 9

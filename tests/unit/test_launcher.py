@@ -1,0 +1,147 @@
+"""The command line: mistakes are one sentence and status 2; help teaches."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launcher import build_parser
+from runtime.exits import Exit, Reason, exit_status
+from tests.helpers.images import Maker, Piece, code_kernel, write_file
+from tests.helpers.launch import LAUNCHER, launch, needs_engine
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "required"),
+        (["fly"], "invalid choice"),
+        (["run"], "KERNEL"),
+        (["run", "--vcpus", "0", "k"], "from 1 to 16"),
+        (["run", "--vcpus", "17", "k"], "from 1 to 16"),
+        (["run", "--vcpus", "two", "k"], "from 1 to 16"),
+        (["run", "--timeout", "-1", "k"], "number of seconds"),
+        (["run", "--timeout", "nan", "k"], "number of seconds"),
+        (["run", "--log-level", "loud", "k"], "invalid choice"),
+        (["run", "--disk", "x", "k"], "unrecognized"),
+        (["run", "k", "k2"], "unrecognized"),
+        (["run", "--machine", "lguest", "k"], "not built yet"),
+        (["run", "--machine", "vax", "k"], "not known"),
+        (["run", "--memory", "lots", "k"], "not a size"),
+        (["run", "--stats", "/no/such/place", "k"], "cannot be written"),
+    ],
+)
+def test_mistakes(arguments: list[str], words: str) -> None:
+    end = launch(*arguments)
+    sentence = end.stderr.decode()
+    assert end.returncode == 2
+    assert end.stdout == b""
+    assert words in sentence
+    assert sentence.count("\n") == 1
+    assert sentence.startswith("smpguest: ")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "is empty"),
+        (b"MZ\x90", "is not a kernel"),
+        (Maker(machine=40).build(), "another architecture"),
+        (Maker([Piece(b"x", 0x7000000)]).build(), "does not fit in RAM"),
+    ],
+)
+def test_bad_images(tmp_path: Path, data: bytes, words: str) -> None:
+    needs_engine()
+    path = write_file(tmp_path, data)
+    end = launch("run", path)
+    sentence = end.stderr.decode()
+    assert (end.returncode, end.stdout) == (2, b"")
+    assert sentence.startswith(f"smpguest: {path} ")
+    assert words in sentence
+    assert sentence.count("\n") == 1
+
+
+@pytest.mark.parametrize("memory", ["1M", "4G", "64.5M", "67108865"])
+def test_bad_memory(tmp_path: Path, memory: str) -> None:
+    needs_engine()
+    end = launch("run", "--memory", memory, write_file(tmp_path, code_kernel(b"\xf4")))
+    assert end.returncode == 2
+    assert end.stderr.count(b"\n") == 1
+
+
+def test_help_teaches() -> None:
+    end = launch("run", "--help")
+    text = end.stdout.decode()
+    assert end.returncode == 0
+    for words in ("examples:", "exit status:", "--vcpus 2", "0xf4", "124", "130"):
+        assert words in text
+    assert launch("--help").returncode == 0
+
+
+def test_defaults() -> None:
+    options = build_parser().parse_args(["run", "k"])
+    assert (options.vcpus, options.memory, options.machine, options.timeout) == (
+        1,
+        "64M",
+        None,
+        None,
+    )
+
+
+def test_works_from_any_directory_and_through_a_link(tmp_path: Path) -> None:
+    link = tmp_path / "smp"
+    link.symlink_to(LAUNCHER)
+    end = subprocess.run([link, "run", "missing"], cwd=tmp_path, capture_output=True, check=False)
+    assert end.returncode == 2
+    assert end.stderr.startswith(b"smpguest: ")
+
+
+def test_goes_on_in_the_checkout_s_environment(tmp_path: Path) -> None:
+    shutil.copy(LAUNCHER, tmp_path)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nshift\necho "environment: $*"\nexit 7\n')
+    python.chmod(0o755)
+    end = subprocess.run(
+        [tmp_path / "launcher.py", "run", "a b"], cwd="/", capture_output=True, check=False
+    )
+    assert (end.returncode, end.stdout) == (7, b"environment: run a b\n")
+
+
+@pytest.mark.parametrize(
+    ("reason", "code", "status"),
+    [
+        (Reason.POWEROFF, 0, 0),
+        (Reason.DEBUG_EXIT, 0, 1),
+        (Reason.DEBUG_EXIT, 5, 11),
+        (Reason.DEBUG_EXIT, 0x80, 1),
+        (Reason.KILLED, 0, 4),
+        (Reason.WORKER, 0, 6),
+        (Reason.HOST, 0, 6),
+        (Reason.TIMEOUT, 0, 124),
+        (Reason.INTERRUPTED, 2, 130),
+        (Reason.INTERRUPTED, 15, 143),
+    ],
+)
+def test_statuses(reason: Reason, code: int, status: int) -> None:
+    assert exit_status(reason, code) == status
+
+
+def test_stats_are_plain(tmp_path: Path) -> None:
+    end = Exit(Reason.KILLED, 4, text="x", vcpu=0, counters=({"halts": 3},))
+    assert end.as_dict()["vcpus"] == [{"index": 0, "counters": {"halts": 3}}]
+    assert end.death is None
+
+
+def test_afraid_of_being_a_guest(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from runtime.afraid import refuse_inside_ourselves
+    from runtime.errors import UserError
+
+    refuse_inside_ourselves(SimpleNamespace(lib=SimpleNamespace(smp_inside_guest=lambda: 0)))
+    with pytest.raises(UserError, match="inside one of its own"):
+        refuse_inside_ourselves(SimpleNamespace(lib=SimpleNamespace(smp_inside_guest=lambda: 1)))
