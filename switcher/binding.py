@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,8 @@ class Binding:
 
 
 _loaded: Binding | None = None
+_verdict: str | None = None
+_proving = threading.Lock()
 
 
 def load(engine: str | os.PathLike[str] | None = None) -> Binding:
@@ -88,6 +91,20 @@ def load(engine: str | os.PathLike[str] | None = None) -> Binding:
         wanted = os.fspath(engine) if engine is not None else os.environ.get(ENGINE_VARIABLE)
         _loaded = _load_stock() if wanted == "stock" else _load_patched(Path(wanted or ENGINE))
     return _loaded
+
+
+def why_not_parallel() -> str | None:
+    """Why the loaded engine may not run two vCPUs, None if it may: proved once per process (2 ms)."""
+    global _verdict
+    with _proving:
+        if _verdict is None:
+            binding = load()
+            if binding.is_patched:
+                text = binding.lib.smp_selftest()
+                _verdict = ffi.string(text).decode() if text else ""
+            else:
+                _verdict = "stock Unicorn loses updates between vCPUs"
+        return _verdict or None
 
 
 def open_native(path: Path = NATIVE) -> Any:
