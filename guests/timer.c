@@ -94,9 +94,9 @@ static void one_shot(void *unused)
         uint32_t d = random32(random) % 4, us = random32(random) % 150, before = of[me].fired;
         uint32_t count = 1 + (uint32_t)mul_div(of[me].ticks_per_ms, us, 1000) / dividers[d].by;
         if (round % 8 == 0)                             /* replaced while it runs: only the second one counts */
-            lapic_timer(TIMER_ONESHOT, VECTOR_TIMER, of[me].ticks_per_ms / 128 * 30000, DIVIDE_BY_128);
-        lapic_write(LAPIC_LVT_TIMER, TIMER_ONESHOT | VECTOR_TIMER);
-        lapic_write(LAPIC_TIMER_DIVIDE, dividers[d].divide);
+            lapic_timer(TIMER_ONESHOT, VECTOR_TIMER, 0xFFFFFFFF, dividers[d].divide);
+        else
+            lapic_timer(TIMER_ONESHOT, VECTOR_TIMER, 0, dividers[d].divide);
         uint64_t armed_at = rdtsc();
         lapic_write(LAPIC_TIMER_INIT, count);
         of[me].armed++;

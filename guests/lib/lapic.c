@@ -43,6 +43,8 @@ void ipi_nmi(uint32_t cpu) { lapic_icr(cpus[cpu].apic_id, ICR_NMI | ICR_ASSERT);
 
 void lapic_timer(uint32_t mode, uint32_t vector, uint32_t count, uint32_t divide)
 {
+    lapic_write(LAPIC_TIMER_INIT, 0);                   /* stopped while it changes: QEMU revives an expired one-shot
+                                                           whose divider grows */
     lapic_write(LAPIC_TIMER_DIVIDE, divide);
     lapic_write(LAPIC_LVT_TIMER, mode | vector);
     lapic_write(LAPIC_TIMER_INIT, count);

@@ -35,7 +35,7 @@ void delay_us(uint32_t us)
 static bool sane(uint64_t khz) { return khz >= 100000 && khz <= 20000000; }
 
 /* 10 ms of PIT channel 2, if there is a PIT at all: its output must be low after loading and go high in time. */
-static uint32_t khz_from_pit(void)
+static uint32_t khz_from_pit_once(void)
 {
     uint8_t old = inb(0x61);
     outb(0x61, (old & ~2) | 1);                         /* gate on, speaker off */
@@ -53,6 +53,18 @@ static uint32_t khz_from_pit(void)
     }
     outb(0x61, old);
     return khz;
+}
+
+/* A busy host can only make it look faster, so the smallest of three is the best. */
+static uint32_t khz_from_pit(void)
+{
+    uint32_t best = khz_from_pit_once();
+    for (int i = 0; i < 2 && best; i++) {
+        uint32_t again = khz_from_pit_once();
+        if (again && again < best)
+            best = again;
+    }
+    return best;
 }
 
 /* Precision does not matter to anybody here: waits are generous, and timer checks measure TSC against APIC themselves. */
