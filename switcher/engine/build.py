@@ -181,7 +181,7 @@ def cmake() -> str:
 
 
 def run(command: list[str], directory: Path, log: Path, say: Progress) -> None:
-    """Run a step of the build; its output goes to the log, its last lines to the user on failure."""
+    """A step of the build: its output goes to the log, its last lines to the user on failure."""
     last: deque[str] = deque(maxlen=60)
     with (
         open(log, "a") as out,
