@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 _HERE = Path(__file__).resolve().parent
 _PYTHON = _HERE / ".venv" / "bin" / "python"
 if __name__ == "__main__":
+    # Until somebody handles it, Ctrl-C ends us without a traceback.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # A closed standard descriptor would be given to the next file that is opened.
+    while (_fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(_fd)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)
     # Works from the checkout without activating anything: go on in its environment.
     if _PYTHON.exists() and Path(sys.prefix).resolve() != (_HERE / ".venv").resolve():
         os.execv(_PYTHON, [str(_PYTHON), str(Path(__file__).resolve()), *sys.argv[1:]])
@@ -198,9 +207,9 @@ def _tell(end: Exit, log: Any) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run the verb, turn errors into one sentence and a status."""
+    signals = _Signals()
     options = build_parser().parse_args(arguments)
     verb: Callable[[argparse.Namespace, _Signals], int] = options.verb_function
-    signals = _Signals()
     from runtime.errors import SmpError
 
     try:

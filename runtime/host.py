@@ -11,10 +11,13 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import signal
+import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -99,16 +102,18 @@ class Host:
     def wait_ready(self) -> None:
         """Until all workers have said that they are ready; raises HostError if one is late."""
         deadline = time.monotonic() + START_SECONDS
-        while self._ready_count < len(self.workers) and not self._control.is_dead:
-            if not self._round(deadline):
-                raise HostError("the vCPU workers did not start in time")
+        with self._woken_by_signals():
+            while self._ready_count < len(self.workers) and not self._control.is_dead:
+                if not self._round(deadline):
+                    raise HostError("the vCPU workers did not start in time")
 
     def run(self, deadline: float | None) -> None:
         """The loop, until the Guest is dead (at `deadline`, time.monotonic seconds, we kill it)."""
         self._move_console()
-        while not self._control.is_dead:
-            if not self._round(deadline):
-                self._control.kill(Reason.TIMEOUT, "the time given by --timeout ran out")
+        with self._woken_by_signals():
+            while not self._control.is_dead:
+                if not self._round(deadline):
+                    self._control.kill(Reason.TIMEOUT, "the time given by --timeout ran out")
 
     def end(self) -> None:
         """The Guest is dead: everybody leaves, or is killed; then the last console bytes."""
@@ -147,6 +152,39 @@ class Host:
 
     def _alive(self) -> list[Worker]:
         return [worker for worker in self.workers if not worker.buried]
+
+    @contextmanager
+    def _woken_by_signals(self) -> Iterator[None]:
+        """A signal that comes just before we wait ends the wait, so that its handler can run.
+
+        Python runs handlers between two instructions of its own: one that came
+        after the last of these and before the system call would otherwise wait
+        with us.  Only the main thread gets signals.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        receive, send = socket.socketpair()
+        with receive, send:
+            receive.setblocking(False)
+            send.setblocking(False)
+            fds = (receive.fileno(), send.fileno())
+            for fd in fds:
+                nursery.adopt(fd)
+            before = signal.set_wakeup_fd(send.fileno(), warn_on_full_buffer=False)
+            self._register(receive.fileno(), partial(self._on_signal, receive))
+            try:
+                yield
+            finally:
+                self._selector.unregister(receive.fileno())
+                signal.set_wakeup_fd(before)
+                for fd in fds:
+                    nursery.disown(fd)
+
+    @staticmethod
+    def _on_signal(receive: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError):
+            receive.recv(4096)
 
     # From other threads ---------------------------------------------------------
 
