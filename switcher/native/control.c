@@ -48,6 +48,8 @@ static uint64_t lay_out(struct smp_control *c, uint32_t vcpus, uint64_t ram_size
     at += PORTS;
     c->posted_offset = at;
     at += pages(SMP_POSTED * sizeof(struct smp_posted));
+    c->switcher_offset = at;
+    at += (SMP_SWITCHER_TEXT_PAGES + SMP_SWITCHER_VCPU_PAGES * vcpus) * PAGE;
     c->page_offset = at;
     at += pages(ram_size / PAGE * sizeof(uint64_t));
     c->granule_offset = at;

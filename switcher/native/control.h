@@ -22,6 +22,11 @@
 #define SMP_BINDINGS 64
 #define SMP_MMIO_RANGES 16
 #define SMP_TEXT 240
+/* The Switcher's pages (lguest): 1 of text, then 2 a vCPU; behind them a guard page. */
+#define SMP_SWITCHER_TEXT_PAGES 1
+#define SMP_SWITCHER_VCPU_PAGES 2
+/* Their guest-physical address: beyond what a 32-bit page table can name. */
+#define SMP_SWITCHER_PHYSICAL 0xff00000000
 #define SMP_LAPIC_BASE 0xfee00000
 #define SMP_IOAPIC_BASE 0xfec00000
 
@@ -259,6 +264,8 @@ struct smp_control {
     uint64_t port_offset;      /* uint8_t[65536] SMP_PORT_* */
     uint64_t shadow_offset;    /* uint8_t[65536] */
     uint64_t posted_offset;    /* struct smp_posted[SMP_POSTED] */
+    uint64_t switcher_offset;  /* the Switcher's pages: text, then per vCPU registers and state */
+    uint64_t switcher_address; /* where they appear in every address space of the Guest, 0 = nowhere */
     uint64_t tsc_start;        /* host TSC that is the Guest's TSC 0 */
     uint64_t tsc_khz;
     int32_t host_fd;           /* eventfd: mailboxes and the posted ring */

@@ -450,7 +450,10 @@ static int map_physical(struct smp_engine *s)
         return -1;
     }
     s->uc->memory_mapping(s->uc, lapic)->perms = UC_PROT_ALL;
-    return map_window(s, lapic + 4096, PHYSICAL_END);
+    if (!s->control->switcher_address) {
+        return map_window(s, lapic + 4096, PHYSICAL_END);
+    }
+    return map_window(s, lapic + 4096, SMP_SWITCHER_PHYSICAL) || smp_window_map(s);
 }
 
 /* ---- attach ---------------------------------------------------------------------------- */

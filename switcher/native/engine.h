@@ -64,6 +64,11 @@ uint64_t smp_port_in(struct CPUX86State *env, uint32_t port, int size, uintptr_t
 void smp_port_out(struct CPUX86State *env, uint32_t port, int size, uint32_t data, uintptr_t ra);
 bool smp_entry_cas(struct uc_struct *uc, uint64_t address, uint64_t old, uint64_t new_, int size);
 
+/* ---- the Switcher's pages in every address space (window.c) ---- */
+enum smp_window { SMP_NOT_IN_WINDOW, SMP_WINDOW_MAPPED, SMP_WINDOW_FAULT };
+enum smp_window smp_window_fill(struct CPUState *cpu, uint64_t address, int access, int mmu_idx);
+int smp_window_map(struct smp_engine *s);
+
 /* ---- code coherence, the engine's side (translate.c; protocol in coherence.c) ---- */
 bool smp_write_is_fast(struct uc_struct *uc, const void *host);
 bool smp_own_code(struct uc_struct *uc, const void *host);
