@@ -97,7 +97,7 @@ def load(engine: str | os.PathLike[str] | None = None) -> Binding:
 
 
 def why_not_parallel() -> str | None:
-    """Why the loaded engine may not run two vCPUs, None if it may: proved once per process (2 ms)."""
+    """Why the loaded engine may not run two vCPUs, None if it may: proved once a process (2 ms)."""
     global _verdict
     with _proving:
         if _verdict is None:

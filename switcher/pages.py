@@ -28,7 +28,7 @@ class SwitcherError(Exception):
 
 def total_pages(vcpus: int) -> int:
     """Pages of the window without its guard: 1 + 2 per vCPU."""
-    return binding.SMP_SWITCHER_TEXT_PAGES + binding.SMP_SWITCHER_VCPU_PAGES * vcpus
+    return int(binding.SMP_SWITCHER_TEXT_PAGES + binding.SMP_SWITCHER_VCPU_PAGES * vcpus)
 
 
 def map_switcher(control: Any, text: bytes, address: int = SWITCHER_ADDRESS) -> None:

@@ -143,16 +143,16 @@ def lay_out(tree: Path, files: dict[str, bytes]) -> None:
 
 
 class Progress:
-    """What a person sees while it takes its minute."""
+    """What a person sees, on stderr, while it takes its minute."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
-        self.terminal = sys.stdout.isatty()
+        self.terminal = sys.stderr.isatty()
         self.shown = -10
 
     def step(self, text: str) -> None:
         if not self.quiet:
-            print(f"== engine: {text}", flush=True)
+            print(f"== engine: {text}", file=sys.stderr, flush=True)
 
     def percent(self, line: str) -> None:
         """A line of make's output such as `[ 42%] Building C object …`."""
@@ -161,10 +161,11 @@ class Progress:
             return
         percent = int(match[1])
         if self.terminal:
-            print(f"\r   {percent:3} %", end="\n" if percent == 100 else "", flush=True)
+            end = "\n" if percent == 100 else ""
+            print(f"\r   {percent:3} %", end=end, file=sys.stderr, flush=True)
         elif percent >= self.shown + 10:
             self.shown = percent
-            print(f"   {percent:3} %", flush=True)
+            print(f"   {percent:3} %", file=sys.stderr, flush=True)
 
 
 def cmake() -> str:

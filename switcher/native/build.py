@@ -37,7 +37,8 @@ def build(quiet: bool = False, defines: tuple[str, ...] = ()) -> Path:
     with cached.exclusive(BUILD, "the native library"):
         if not library.exists():
             if not quiet:
-                print("== native library: " + " ".join(path.name for path in sources), flush=True)
+                names = " ".join(path.name for path in sources)
+                print(f"== native library: {names}", file=sys.stderr, flush=True)
             _compile(sources, library, flags)
         if not defines:
             cached.switch(BUILD / "current", key)

@@ -58,7 +58,8 @@ def test_ring_0_reads_and_runs_the_text(tmp_path: Path, monkeypatch: pytest.Monk
 def test_own_registers_page_is_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     end = run(
         tmp_path,
-        f"movl $77, {OWN_REGISTERS + 8}; mov {OWN_REGISTERS + 8}, %eax; add {OWN_STATE}, %eax; {LEAVE}",
+        f"movl $77, {OWN_REGISTERS + 8}; mov {OWN_REGISTERS + 8}, %eax; "
+        f"add {OWN_STATE}, %eax; {LEAVE}",
         monkeypatch,
     )
     assert (end.reason, end.code) == (Reason.DEBUG_EXIT, 77)

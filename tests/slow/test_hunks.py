@@ -44,10 +44,9 @@ CASES = [
 
 def verdict(library: Path, guest: str, vcpus: int, append: str) -> tuple[int, str]:
     """Status and last words of `guest` on the engine in `library`."""
-    command = [
-        sys.executable, ROOT / "launcher.py", "run", "--vcpus", str(vcpus), "--timeout", str(SECONDS),
-        "--append", append, ROOT / "build/guests" / f"{guest}.elf",
-    ]  # fmt: skip
+    options = ["--vcpus", str(vcpus), "--timeout", str(SECONDS), "--append", append]
+    image = ROOT / "build/guests" / f"{guest}.elf"
+    command = [sys.executable, ROOT / "launcher.py", "run", *options, image]
     environment = dict(os.environ, SMPGUEST_ENGINE=str(library), SMPGUEST_UNPROVED="1")
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=SECONDS + 30, check=False
