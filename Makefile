@@ -44,10 +44,10 @@ lint: $(READY)
 setup: native engine guests
 
 native: $(READY)
-	@$(PY) -m switcher.native.build
+	@$(PY) -m switcher.native.build >/dev/null
 
 engine: $(READY)
-	@$(PY) -m switcher.engine.build
+	@$(PY) -m switcher.engine.build >/dev/null
 
 guests: $(READY)
 	@if [ -f guests/Makefile ]; then $(MAKE) --no-print-directory -C guests OUT=../build/guests; fi
