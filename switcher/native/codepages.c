@@ -226,6 +226,8 @@ static void invalidate(struct smp_engine *s, uint64_t post)
     uint64_t start = POST_GRANULE(post) << 6;
 
     s->vcpu->counters.tb_invalidated++;
+    /* The store it announces may not have happened yet: the next translation must wait for it. */
+    s->fetch_granule = 0;
     tb_invalidate_phys_range(s->uc, start, start + POST_COUNT(post) * 64ull);
 }
 

@@ -37,7 +37,10 @@
  *    E's kick word is set before S is visible, x86 keeps W's stores in order,
  *    so whoever learns of S in any way, E included, learns of it after the kick
  *    word is set; E looks at that word at the start of every block, serves the
- *    post and drops B before it can enter B again.
+ *    post and drops B before it can enter B again.  E may serve the post before
+ *    S is done, and translate anew: but then it waits until writers is 0, which
+ *    comes after S.  (A vCPU skips the wait of T1 only for a granule that it
+ *    declared since it last served a post: fetch_granule.)
  *  - S slow, and W did not see E's granule bit.  Then W's writers += 1 comes
  *    before E's granule bit (Dekker: each side does its locked write, then
  *    reads the other's), and E's last wait of T1 does not end before W's
