@@ -119,6 +119,15 @@ void setup_cpu_tables(struct cpu *c);
 void setup_idt(void);
 _Noreturn void unexpected_trap(struct trap *t);
 
+/* ---- code that is expected to trap (run.c) ----
+ * run_code() loads the registers of r->t (cs says which ring: SEL_KCODE, or SEL_UCODE.. | 3 with sp and ss) and comes back
+ * with the registers, vector and error of the first trap whose vector was given to catch(). Code ends with int $END. */
+struct run { struct trap t; reg_t cr2; };
+enum { END = 0x80 };
+void run_code(struct run *r);
+void catch(uint32_t vector);
+uint8_t *user_page(void);                               /* a new page that ring 3 may read, write and execute */
+
 /* ---- local APIC (lapic.c) ---- */
 enum { LAPIC_ID = 0x20, LAPIC_VERSION = 0x30, LAPIC_TPR = 0x80, LAPIC_PPR = 0xA0, LAPIC_EOI = 0xB0, LAPIC_LDR = 0xD0,
        LAPIC_DFR = 0xE0, LAPIC_SVR = 0xF0, LAPIC_ISR = 0x100, LAPIC_TMR = 0x180, LAPIC_IRR = 0x200, LAPIC_ESR = 0x280,

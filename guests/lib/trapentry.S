@@ -50,6 +50,8 @@ trap_common:
 1:      cld
         mov     %rsp, %rdi
         call    trap_dispatch
+        .globl  trap_return
+trap_return:                            /* with a struct trap on the stack: see run.c */
         testb   $3, 176(%rsp)
         jz      2f
         mov     (%rsp), %eax
@@ -109,6 +111,8 @@ trap_common:
         push    %esp
         call    trap_dispatch
         add     $4, %esp
+        .globl  trap_return
+trap_return:
         testb   $3, 60(%esp)
         jz      2f
         mov     (%esp), %eax
