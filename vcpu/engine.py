@@ -13,6 +13,10 @@ from typing import Any
 
 from runtime.errors import HostError
 
+TRANSLATIONS = 256 << 20
+"""Bytes for translated code per vCPU, used as it is needed; when full, all is forgotten.  Stock
+Unicorn's 1 GiB would let a Guest that patches itself take that much of the host for each vCPU."""
+
 
 class Engine:
     """An opened, attached engine whose vCPU is in its start state."""
@@ -25,6 +29,7 @@ class Engine:
         lib.smp_engine_prepare(control, ram, index)
         try:
             self.uc: Any = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+            self.uc.ctl_set_tcg_buffer_size(TRANSLATIONS)
             address = int(ffi.cast("uintptr_t", ram))
             self.uc.mem_map_ptr(0, ram_size, unicorn.UC_PROT_ALL, address)
         except unicorn.UcError as error:
