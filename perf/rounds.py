@@ -1,0 +1,158 @@
+"""What is run when: in each round every contestant does everything once, taking turns."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perf import memory, tiny
+from perf.contestants import GUESTS, OURS, STOCK, Booting, run_stock
+from perf.errors import PerfError
+from perf.parse import bench_lines, halt_cycles, ipi_cycles
+from perf.process import Look
+from perf.samples import Quantity, Samples
+
+PARTS = ("loops", "latency", "start", "memory")
+TIMEOUT = 300.0
+"""Seconds for one run; a contestant that needs longer hangs."""
+STOCK_SHARE = 8
+"""The stock engine gets fewer operations, or most of the time would be spent waiting for it."""
+DEMO_WORKS, DEMO_SECONDS = b"5. Speed", 0.3
+"""The guest demo has used everything by then, and works on every vCPU for a while."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the user wants."""
+
+    rounds: int
+    vcpus: int
+    bits: int
+    parts: tuple[str, ...]
+    loops: tuple[str, ...]
+    with_stock: bool
+    quick: bool
+
+
+class Rounds:
+    """Fills `samples`; `say` hears what is going on."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        booting: list[Booting],
+        samples: Samples,
+        say: Callable[[str], object],
+    ) -> None:
+        self._plan = plan
+        self._booting = booting
+        self._samples = samples
+        self._say = say
+        self._ops: dict[str, int] = {}  # loop → operations of smpguest's last run
+        self._number = 0
+
+    def run(self) -> None:
+        """All rounds; PerfError when a contestant fails."""
+        work = {
+            "loops": self._loops,
+            "latency": self._latency,
+            "start": self._start,
+            "memory": self._memory,
+        }
+        for number in range(1, self._plan.rounds + 1):
+            self._number = number
+            for part in self._plan.parts:
+                work[part]()
+
+    # Loops ----------------------------------------------------------------------------
+
+    def _loops(self) -> None:
+        for contestant in self._booting:
+            text = self._boot(contestant, "bench", 1, self._bench_words())
+            for line in bench_lines(text):
+                self._add(contestant.name, Quantity.loop(line.name), line.cost)
+                if contestant.name == OURS:
+                    self._ops[line.name] = line.ops
+            if contestant.name == OURS and self._plan.with_stock:
+                self._stock()
+        if self._plan.vcpus == 1:
+            return
+        for contestant in self._booting:
+            text = self._boot(contestant, "bench", self._plan.vcpus, self._bench_words())
+            for line in bench_lines(text):
+                group = Quantity.alone if line.cpus == 1 else Quantity.together
+                self._add(contestant.name, group(line.name), line.cost)
+
+    def _stock(self) -> None:
+        self._tell(STOCK, "bench", 1)
+        wishes = [(name, max(1, ops // STOCK_SHARE)) for name, ops in self._ops.items()]
+        for line in bench_lines(run_stock(self._kernel("bench"), wishes, timeout=TIMEOUT)):
+            self._add(STOCK, Quantity.loop(line.name), line.cost)
+
+    def _bench_words(self) -> str:
+        words = []
+        if self._plan.loops:
+            words.append("only=" + ",".join(self._plan.loops))
+        if self._plan.quick:
+            words.append("quick")
+        return " ".join(words)
+
+    # Everything else --------------------------------------------------------------------
+
+    def _latency(self) -> None:
+        if self._plan.vcpus == 1:
+            return
+        for contestant in self._booting:
+            best, mean = ipi_cycles(self._boot(contestant, "ipi", self._plan.vcpus, "rounds=100"))
+            self._add(contestant.name, Quantity.IPI_BEST, best)
+            self._add(contestant.name, Quantity.IPI_MEAN, mean)
+        for contestant in self._booting:
+            text = self._boot(contestant, "halt", self._plan.vcpus, "rounds=1000")
+            self._add(contestant.name, Quantity.HALT, halt_cycles(text))
+
+    def _start(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            kernel = tiny.write(Path(folder))
+            for vcpus in sorted({1, self._plan.vcpus}):
+                for contestant in self._booting:
+                    self._tell(contestant.name, "the smallest guest", vcpus)
+                    times = contestant.boot(kernel, vcpus, timeout=TIMEOUT)
+                    self._add(contestant.name, Quantity.first(vcpus), times.first)
+                    self._add(contestant.name, Quantity.whole(vcpus), times.whole)
+
+    def _memory(self) -> None:
+        for vcpus in sorted({1, self._plan.vcpus}):
+            for contestant in self._booting:
+                found: list[memory.Memory] = []
+                look = Look(DEMO_WORKS, DEMO_SECONDS, memory.into(found))
+                self._boot(contestant, "demo", vcpus, look=look)
+                for seen in found:
+                    self._add(contestant.name, Quantity.memory(vcpus), seen.total)
+                    if seen.workers:
+                        one = sum(seen.workers) / len(seen.workers)
+                        self._add(contestant.name, Quantity.worker(vcpus), one)
+
+    # Common -----------------------------------------------------------------------------
+
+    def _boot(
+        self, contestant: Booting, guest: str, vcpus: int, append: str = "", **more: Any
+    ) -> str:
+        self._tell(contestant.name, guest, vcpus)
+        run = contestant.boot(self._kernel(guest), vcpus, append, timeout=TIMEOUT, **more)
+        return run.text
+
+    def _kernel(self, guest: str) -> Path:
+        path = GUESTS / f"{guest}{'64' if self._plan.bits == 64 else ''}.elf"
+        if not path.exists():
+            raise PerfError(f"the guest {path.name} is not built: run `make guests`")
+        return path
+
+    def _add(self, contestant: str, quantity: str, value: float) -> None:
+        self._samples.add(self._number, contestant, quantity, value)
+
+    def _tell(self, contestant: str, what: str, vcpus: int) -> None:
+        cpus = f"{vcpus} vCPU{'s' if vcpus > 1 else ''}"
+        self._say(f"round {self._number} of {self._plan.rounds}: {contestant}, {what}, {cpus}")
