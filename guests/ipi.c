@@ -36,12 +36,15 @@ static void await(uint32_t targets)
 static uint32_t everybody(void) { return (uint32_t)((1ull << ncpus) - 1); }
 
 static uint32_t rounds;
+static uint64_t last_start;                             /* no new rounds after that: a loaded host must not make this endless */
+
+static bool go_on(uint32_t round) { return round < rounds && (round < 100 || rdtsc() < last_start); }
 
 static void send_physical(void *unused)
 {
     (void)unused;
     uint32_t me = cpu_index(), random = 77 + me;
-    for (uint32_t r = 0; r < rounds; r++) {
+    for (uint32_t r = 0; go_on(r); r++) {
         uint32_t target = random32(&random) % ncpus;
         ipi(target, VECTOR_FROM + me);
         await(1u << target);
@@ -52,7 +55,7 @@ static void send_logical(void *unused)
 {
     (void)unused;
     uint32_t me = cpu_index(), random = 99 + me, cpus_in_flat = ncpus < 8 ? ncpus : 8;
-    for (uint32_t r = 0; r < rounds; r++) {
+    for (uint32_t r = 0; go_on(r); r++) {
         uint32_t targets = 1 + random32(&random) % ((1u << cpus_in_flat) - 1);
         lapic_icr(targets, ICR_FIXED | ICR_LOGICAL | ICR_ASSERT | (VECTOR_FROM + me));
         await(targets);
@@ -63,7 +66,7 @@ static void send_shorthands(void *unused)
 {
     (void)unused;
     uint32_t me = cpu_index();
-    for (uint32_t r = 0; r < rounds; r++) {
+    for (uint32_t r = 0; go_on(r); r++) {
         lapic_icr(0, ICR_SELF | ICR_ASSERT | (VECTOR_FROM + me));
         await(1u << me);
         lapic_icr(0, ICR_ALL | ICR_ASSERT | (VECTOR_FROM + me));
@@ -89,6 +92,7 @@ static uint32_t phase(const char *what, job_t job)
 {
     static uint32_t before;
     uint64_t start = rdtsc();
+    last_start = start + (uint64_t)option_number("max_ms", 1500) * scale * tsc_khz;
     run_on_all(job, 0);
     delay_us(1000);                                     /* a stray one would show up about now */
     uint32_t sum = count_all(what), these = sum - before;
@@ -99,7 +103,9 @@ static uint32_t phase(const char *what, job_t job)
 
 static void send_nmis(uint32_t count)
 {
-    for (uint32_t r = 0; r < count; r++) {
+    uint64_t end = rdtsc() + (uint64_t)option_number("max_ms", 1500) * scale * tsc_khz;
+    uint32_t r = 0;
+    for (; r < count && (r < 20 || rdtsc() < end); r++) {
         bool shorthand = r & 1;
         uint32_t one = 1 + (r >> 1) % (ncpus - 1);
         for (uint32_t i = 1; i < ncpus; i++)
@@ -114,7 +120,7 @@ static void send_nmis(uint32_t count)
     delay_us(1000);
     for (uint32_t i = 0; i < ncpus; i++)
         check(got[i].nmis == nmis_wanted[i], "CPU %u got %u NMIs instead of %u", i, got[i].nmis, nmis_wanted[i]);
-    printf("ipi: %-34s %8u sent\n", "NMI, to one and to all others", count);
+    printf("ipi: %-34s %8u sent\n", "NMI, to one and to all others", r);
 }
 
 /* ---- order and priority, on each CPU with self-IPIs ---- */
@@ -225,8 +231,9 @@ static void measure(uint32_t target)
 {
     uint32_t me = cpu_index(), count = 2000, best = ~0u;
     cpus[target].timer_taken = true;                    /* nothing but the answer we wait for */
-    uint64_t sum = 0;
-    for (uint32_t r = 0; r < count; r++) {
+    uint64_t sum = 0, end = rdtsc() + (uint64_t)1000 * tsc_khz;
+    uint32_t r = 0;
+    for (; r < count && (r < 20 || rdtsc() < end); r++) {
         uint64_t start = rdtsc();
         ipi(target, VECTOR_FROM + me);
         want[me].to[target]++;
@@ -237,7 +244,7 @@ static void measure(uint32_t target)
             best = (uint32_t)cost;
     }
     cpus[target].timer_taken = false;
-    printf("ipi: CPU 0 to CPU %u and seen back: best %u cycles, mean %u\n", target, best, (uint32_t)div64(sum, count));
+    printf("ipi: CPU 0 to CPU %u and seen back: best %u cycles, mean %u\n", target, best, (uint32_t)div64(sum, r));
 }
 
 static volatile bool stay_awake;
