@@ -29,8 +29,8 @@ if __name__ == "__main__":
     while (_fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(_fd)
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
     # Works from the checkout without activating anything: go on in its environment.
     if _PYTHON.exists() and Path(sys.prefix).resolve() != (_HERE / ".venv").resolve():
         os.execv(_PYTHON, [str(_PYTHON), str(Path(__file__).resolve()), *sys.argv[1:]])

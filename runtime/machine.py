@@ -269,8 +269,7 @@ class Machine:
             raise HostError("the machine is not built; use it as a context manager")
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            if self._interrupted is not None:
-                self._kill_interrupted(control, self._interrupted)
+            self._kill_interrupted()
             self.resume()
             host.run(deadline)
         except Exception as error:  # a device of ours failed: the Guest ends, with our traceback
@@ -362,16 +361,20 @@ class Machine:
         self._kill_from_outside(Reason.STOPPED, "stopped", 0)
 
     def interrupt(self, signum: int) -> None:
-        """A signal wants the machine to end; may be called at any time, also before it is built."""
-        self._interrupted = signum
-        with self._guard:
-            if self._control is not None:
-                self._kill_interrupted(self._control, signum)
+        """A signal wants the machine to end; may be called at any time, also before it is built.
 
-    def _kill_interrupted(self, control: ControlBlock, signum: int) -> None:
-        control.kill(Reason.INTERRUPTED, f"interrupted by signal {signum}", code=signum)
-        if self._host is not None:
-            self._host.wake()
+        For signal handlers: it only leaves word with the Host's loop.  A
+        handler may have interrupted cffi, whose lock is not re-entrant.
+        """
+        self._interrupted = signum
+        host = self._host
+        if host is not None:
+            host.call(self._kill_interrupted)
+
+    def _kill_interrupted(self) -> None:
+        if self._control is not None and self._interrupted is not None:
+            text = f"interrupted by signal {self._interrupted}"
+            self._control.kill(Reason.INTERRUPTED, text, code=self._interrupted)
 
     def _kill_from_outside(self, reason: Reason, text: str, code: int) -> None:
         with self._guard:
