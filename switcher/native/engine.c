@@ -158,8 +158,8 @@ static void take_init(struct smp_engine *s)
     }
     reset(s);
     smp_lapic_reset(s->control, s->index, 0);
+    /* A SIPI that is pending together with the INIT was sent after it (ipi.c): it stays. */
     s->vcpu->lapic.wait_sipi = 1;
-    s->outer &= ~SMP_EVENT_SIPI; /* one that came before the INIT */
     s->uc->cpu->halted = 1;
 }
 

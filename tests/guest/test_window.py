@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +9,13 @@ import pytest
 
 from runtime.machine import Exit, Machine, Reason
 from switcher.pages import PAGE, SWITCHER_ADDRESS, map_switcher
+from tests.helpers.assembly import LEAVE, assemble
 from tests.helpers.images import code_kernel, write_file
 from tests.helpers.launch import needs_engine
 
 TEXT = b"\xb8\x34\x12\x00\x00\xc3"  # mov eax, 0x1234; ret
-LEAVE = "mov $0xf4, %edx; out %eax, %dx; hlt"
 GUARD = SWITCHER_ADDRESS + 5 * PAGE  # behind 1 + 2 * 2 pages
 OWN_REGISTERS, OWN_STATE, OTHERS = (SWITCHER_ADDRESS + n * PAGE for n in (1, 2, 3))
-
-
-def assemble(tmp_path: Path, source: str) -> bytes:
-    """32-bit code as it will lie behind code_kernel()'s header."""
-    (tmp_path / "code.s").write_text(source + "\n")
-    for command in (
-        "as --32 -o code.o code.s",
-        "ld -m elf_i386 -Ttext 0x10000c -e 0 --oformat binary -o code.bin code.o",
-    ):
-        subprocess.run(command.split(), cwd=tmp_path, check=True)
-    return (tmp_path / "code.bin").read_bytes()
 
 
 def run(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> Exit:
