@@ -168,10 +168,8 @@ def test_death_ends_every_wait(block: Make, processes: Processes, kind: str) -> 
     processes.fork(waits(b)[kind])
     time.sleep(0.1)
     assert os.waitpid(-1, os.WNOHANG) == (0, 0), "it did not wait"
-    begun = time.monotonic()
     b.kill_guest(binding.SMP_DEAD_POWEROFF, 0, 0, b"")
-    assert processes.join(2) == [0]
-    assert time.monotonic() - begun < 1
+    assert processes.join() == [0]
     assert b.wait_host(0), "the Host was not told"
 
 
@@ -182,7 +180,7 @@ def test_no_wait_begins_in_a_dead_guest(block: Make, processes: Processes, kind:
     b = block()
     b.kill_guest(binding.SMP_DEAD_POWEROFF, 0, 0, b"")
     processes.fork(waits(b)[kind])
-    assert processes.join(2) == [0]
+    assert processes.join() == [0]
 
 
 def test_a_killer_killed_halfway_stops_nobody_from_ending(
@@ -193,7 +191,7 @@ def test_a_killer_killed_halfway_stops_nobody_from_ending(
         processes.fork(waits(b)[wait])
     time.sleep(0.05)
     b.c.dead = binding.SMP_DEAD_KILLED  # as smp_kill_guest, up to its first instruction
-    assert processes.join(2) == [0, 0, 0]
+    assert processes.join() == [0, 0, 0]
 
 
 def test_the_host_is_told_of_death_even_if_it_was_signalled(block: Make) -> None:
@@ -218,6 +216,13 @@ def test_kick_stores_into_the_target_cpu_state_only(block: Make) -> None:
         assert b.memory[at + 102 : at + 4096] == bytes(4096 - 102)
 
 
+def sleep_awhile(b: Block, index: int) -> None:
+    """Sleep for what must come.  On a lost wake-up it is found pending, but only in the end."""
+    begun = time.monotonic()
+    assert b.sleep(index, 25 * SECOND) == 1
+    assert time.monotonic() - begun < 25, "a wake-up was lost"
+
+
 def test_no_wake_up_is_lost(block: Make, processes: Processes, patient_lib: Any) -> None:
     """Ping-pong: each side sleeps until the other has sent.  A lost one is a minute's sleep."""
     b, rounds = block(2, lib=patient_lib), 20_000
@@ -227,7 +232,7 @@ def test_no_wake_up_is_lost(block: Make, processes: Processes, patient_lib: Any)
         for _ in range(rounds):
             if index == 0:
                 b.event(1, binding.SMP_EVENT_STOP)
-            assert b.sleep(index, 5 * SECOND) == 1
+            sleep_awhile(b, index)
             assert b.v(index).events == binding.SMP_EVENT_STOP
             b.v(index).events = 0
             for _ in range(noise.randrange(20)):  # shift the two against each other
@@ -250,7 +255,7 @@ def test_interrupts_wake_a_sleeper(block: Make, processes: Processes, patient_li
         for _ in range(rounds):
             if index == 0:
                 b.deliver(1, 0, binding.SMP_DELIVER_FIXED, 0x40, 0)
-            assert b.sleep(index, 5 * SECOND) == 1
+            sleep_awhile(b, index)
             assert b.lapic_ack(index) == 0x40
             b.lapic_write(index, 0xB0, 0)
             if index == 1:
@@ -304,8 +309,8 @@ def test_a_signal_ends_a_sleep(block: Make) -> None:
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
         begun = time.monotonic()
-        assert b.sleep(0, 5 * SECOND) == 1
-        assert time.monotonic() - begun < 2
+        assert b.sleep(0, 100 * SECOND) == 1
+        assert time.monotonic() - begun < 50
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
@@ -320,7 +325,7 @@ def test_pause_and_resume(block: Make, processes: Processes, patient_lib: Any) -
 
     def worker() -> None:
         while True:
-            assert b.sleep(0, 20 * SECOND) == 1
+            sleep_awhile(b, 0)
             events, b.v(0).events = b.v(0).events, 0
             if events & binding.SMP_EVENT_NMI:
                 return
@@ -330,10 +335,10 @@ def test_pause_and_resume(block: Make, processes: Processes, patient_lib: Any) -
     processes.fork(worker)
     for _ in range(500):
         b.pause(0, 1)
-        assert b.wait_state(0, binding.SMP_RUNNING, 10 * SECOND) == 1
+        assert b.wait_state(0, binding.SMP_RUNNING, 50 * SECOND) == 1
         assert b.v(0).state == binding.SMP_PAUSED
         b.pause(0, 0)
-        assert b.wait_state(0, binding.SMP_PAUSED, 10 * SECOND) == 1
+        assert b.wait_state(0, binding.SMP_PAUSED, 50 * SECOND) == 1
     b.event(0, binding.SMP_EVENT_NMI)
     assert processes.join() == [0]
 
@@ -402,7 +407,7 @@ def test_a_stopper_killed_in_the_middle_holds_up_nobody_for_good(
     processes.fork(lambda: b.enter_guest(0))
     time.sleep(0.05)
     b.kill_guest(binding.SMP_DEAD_WORKER, 1, 0, b"")  # as the Host does on noticing
-    assert processes.join(2) == [0]
+    assert processes.join() == [0]
 
 
 # ---- the Big Lock ---------------------------------------------------------------------------
@@ -465,7 +470,7 @@ def test_who_waits_for_a_killed_holder_goes_on(block: Make, processes: Processes
     until(ready.get)
     time.sleep(0.2)
     processes.kill(pid)
-    assert processes.join(2) == [0]
+    assert processes.join() == [0]
     assert b.c.locks[binding.SMP_SITE_BUS].contended == 1
 
 

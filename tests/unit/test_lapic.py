@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -548,7 +549,7 @@ def test_parallel_senders_lose_nothing(block: Make, processes: Processes) -> Non
             for vector in mine:
                 assert b.deliver(0, 0, FIXED, vector, vector & 1) == 1
             while b.l(0).irr[2] & mask:
-                pass
+                os.sched_yield()
 
     for mine in vectors:
         processes.fork(lambda mine=mine: sender(mine))
@@ -578,11 +579,11 @@ def timer(apic: Apic) -> Iterator[Apic]:
     apic.block.lib.smp_timer_stop()
 
 
-def serve(apic: Apic, ns: int) -> list[int]:
-    """Be the vCPU for so long; when each timer interrupt came."""
+def serve(apic: Apic, ns: int, enough: int = 1 << 30) -> list[int]:
+    """Be the vCPU for so long, or until `enough` timer interrupts; when each of them came."""
     b, times = apic.block, []
     end = time.monotonic_ns() + ns
-    while (left := end - time.monotonic_ns()) > 0:
+    while (left := end - time.monotonic_ns()) > 0 and len(times) < enough:
         b.sleep(apic.index, left)
         if apic.events() & binding.SMP_EVENT_TIMER:
             b.lapic_timer_event(apic.index)
@@ -605,10 +606,11 @@ def test_one_shot_counts_nanoseconds_times_the_divisor(
     begun = time.monotonic_ns()
     timer[INITIAL] = 20 * MS // divisor
     first = timer[CURRENT]
-    assert 10 * MS // divisor < first <= 20 * MS // divisor
-    times = serve(timer, 40 * MS)
-    assert len(times) == 1
+    gone = time.monotonic_ns() - begun
+    assert (20 * MS - gone) // divisor <= first <= 20 * MS // divisor
+    times = serve(timer, 20_000 * MS, 1)
     assert times[0] - begun >= 20 * MS - divisor
+    assert serve(timer, 20 * MS) == []
     assert timer[CURRENT] == 0
     assert timer[INITIAL] == 20 * MS // divisor
     assert timer.block.v(0).counters.timer_fires == 1
@@ -620,12 +622,11 @@ def test_periodic_neither_drifts_nor_piles_up(timer: Apic) -> None:
     begun = time.monotonic_ns()
     timer[INITIAL] = 2 * MS
     grid = timer.block.l(0).timer_deadline_ns % (2 * MS)
-    times = serve(timer, 100 * MS)
+    times = serve(timer, 60_000 * MS, 20)
     time.sleep(0.02)  # the vCPU is away for ten periods
-    times += serve(timer, 100 * MS)
+    times += serve(timer, 60_000 * MS, 20)
     elapsed = time.monotonic_ns() - begun
-    assert len(times) <= elapsed // (2 * MS) - 8
-    assert len(times) > 40
+    assert 40 <= len(times) <= elapsed // (2 * MS) - 8
     assert timer.block.l(0).timer_deadline_ns % (2 * MS) == grid
     assert all(timer[CURRENT] <= 2 * MS for _ in range(1000))
 
@@ -634,8 +635,9 @@ def test_a_hostile_period_leaves_the_guest_its_time(timer: Apic) -> None:
     timer[DIVIDE] = 0xB
     timer[TIMER] = PERIODIC | 0x40
     timer[INITIAL] = 1
+    begun = time.monotonic_ns()
     times = serve(timer, 100 * MS)
-    assert len(times) <= 5_000 + 1
+    assert len(times) <= (time.monotonic_ns() - begun) // 20_000 + 1
     assert timer.block.l(0).timer_deadline_ns - time.monotonic_ns() <= 30_000
     assert timer[CURRENT] <= 1
 
@@ -643,6 +645,7 @@ def test_a_hostile_period_leaves_the_guest_its_time(timer: Apic) -> None:
 def test_a_masked_timer_counts_in_silence(timer: Apic) -> None:
     timer[TIMER] = MASKED | 0x40
     timer[INITIAL] = MS
+    time.sleep(0.002)
     assert serve(timer, 20 * MS) == []
     assert timer.block.v(0).counters.timer_fires == 1
 
@@ -650,7 +653,7 @@ def test_a_masked_timer_counts_in_silence(timer: Apic) -> None:
 def test_zero_stops_the_timer(timer: Apic) -> None:
     timer[TIMER] = PERIODIC | 0x40
     timer[INITIAL] = MS
-    assert serve(timer, 20 * MS)
+    assert serve(timer, 20_000 * MS, 1)
     timer[INITIAL] = 0
     timer.events()
     assert serve(timer, 20 * MS) == []
@@ -664,9 +667,9 @@ def test_a_new_divisor_counts_the_rest(timer: Apic) -> None:
     before = timer[CURRENT]
     timer[DIVIDE] = 0xA
     after = timer[CURRENT]
-    assert before - 100 * MS < after <= before
+    assert before - 2000 * MS < after <= before
     left = timer.block.l(0).timer_deadline_ns - time.monotonic_ns()
-    assert left > 127 * (before - 100 * MS)
+    assert left > 127 * (before - 2000 * MS)
 
 
 def test_tsc_deadline(timer: Apic) -> None:
@@ -746,5 +749,6 @@ def test_an_early_or_stray_event_is_harmless(apic: Apic) -> None:
 def test_an_illegal_timer_vector_is_an_error(timer: Apic) -> None:
     timer[TIMER] = 0x05
     timer[INITIAL] = 1000
+    time.sleep(0.001)
     assert serve(timer, 5 * MS) == []
     assert timer.errors() == RECEIVE_ILLEGAL
