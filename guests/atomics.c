@@ -548,17 +548,21 @@ static void work(void *unused)
     (void)unused;
     uint32_t cpu = cpu_index();
     tallies[cpu].held = cpu + 1;
-    spin_barrier(&now.barrier, now.cpus);
+    barrier(&now.barrier, now.cpus);
     if (now.plain_test) {
         now.body(now.word, now.rounds, cpu, &tallies[cpu]);
         return;
     }
-    /* Whoever has done its rounds goes on until all have: so nobody's rounds are without contention. */
+    /* Whoever has done its rounds goes on until all have: so nobody's rounds are without contention. But not for long:
+       with more CPUs than the host has, those who still have to work need the place. */
     uint32_t chunk = now.rounds / 8 + 1, done = 0;
-    while (done < now.rounds || now.working) {
+    uint64_t enough = ~0ull;
+    while (done < now.rounds || (now.working && rdtsc() < enough)) {
         now.body(now.word, chunk, cpu, &tallies[cpu]);
-        if (done < now.rounds && done + chunk >= now.rounds)
+        if (done < now.rounds && done + chunk >= now.rounds) {
             __atomic_sub_fetch(&now.working, 1, __ATOMIC_SEQ_CST);
+            enough = rdtsc() + us_to_tsc(5000);
+        }
         done += chunk;
     }
 }
