@@ -126,6 +126,7 @@ struct run { struct trap t; reg_t cr2; };
 enum { END = 0x80 };
 void run_code(struct run *r);
 void catch(uint32_t vector);
+void leave_code(struct trap *t);                        /* what catch() installs; own handlers may call it */
 uint8_t *user_page(void);                               /* a new page that ring 3 may read, write and execute */
 
 /* ---- local APIC (lapic.c) ---- */

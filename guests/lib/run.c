@@ -33,7 +33,7 @@ void run_code(struct run *r)
     current[me].run = 0;
 }
 
-static void caught(struct trap *t)
+void leave_code(struct trap *t)
 {
     uint32_t me = cpu_index();
     struct run *r = current[me].run;
@@ -59,7 +59,7 @@ void catch(uint32_t vector)
 {
     if (vector == END)
         idt_gate(END, 3, 0);
-    on_vector(vector, caught);
+    on_vector(vector, leave_code);
 }
 
 uint8_t *user_page(void)

@@ -17,6 +17,7 @@ trap_stubs:                             /* stub of vector v is at trap_stubs + 1
         .set    vector, vector + 1
         .endr
 
+        .globl  trap_common
 #ifdef __x86_64__
 trap_common:
         push    %rax
