@@ -39,7 +39,7 @@ static uint32_t traps_seen[MAX_CPUS];
     P(lret, "push $0; push $0; lret" ONLY64("l")) P(iret_nt, "iret" ONLY64("q")) P(too_long, ".fill 15, 1, 0x66; nop")                  \
     P(iret_data, ONLY64("push $0; push $0;") "pushf; push $0x10; push $0; iret" ONLY64("q"))                                \
     P(int_data, "int $0x90") P(int_absent, "int $0x91") P(int_null, "int $0x92") P(int_trap_gate, "int $0x93")              \
-    P(int_frame, "int $0x94") P(int_frame2, "int $0x97") P(int_nest, "int $0x95") P(page_fault, "mov %eax, (%" R "di)") P(load, "mov (%" R "di), %eax")                         \
+    P(int_frame, "int $0x94") P(int_frame2, "int $0x97") P(int_nest, "int $0x95") P(int_df, "int $8") P(page_fault, "mov %eax, (%" R "di)") P(load, "mov (%" R "di), %eax")                         \
     P(cli, "cli") P(sti, "sti") P(hlt, "hlt") P(in8, "inb %dx, %al") P(in16, "inw %dx, %ax") P(in32, "inl %dx, %eax")       \
     P(out8, "outb %al, %dx") P(out16, "outw %ax, %dx") P(out32, "outl %eax, %dx") P(outs, "outsb") P(ins, "insb")           \
     P(in_imm, "inb $0x80, %al") P(mov_cr0, "mov %cr0, %" R "ax") P(to_cr3, "mov %" R "ax, %cr3") P(mov_dr7, "mov %dr7, %" R "ax") \
@@ -710,6 +710,9 @@ static void int_all(void)
             catch(v);
     for (uint32_t v = 0; v < 32; v++)
         catch(v);
+    for (uint32_t v = 0; v < 256; v++)
+        if (v != END && v != DF)
+            idt_gate(v, 0, 0);
     run_on_all(int_n, (void *)RING3_CLOSED);
     for (uint32_t dpl = 0; dpl <= 3; dpl += 3) {
         for (uint32_t v = 0; v < 256; v++)
@@ -757,7 +760,7 @@ void df_in_c(uint32_t error)
     struct trap t = { .ax = old->eax, .cx = old->ecx, .dx = old->edx, .bx = old->ebx, .bp = old->ebp, .si = old->esi, .di = old->edi,
                       .ip = old->eip, .cs = old->cs, .flags = old->eflags, .sp = old->esp, .ss = old->ss, .ds = old->ds, .es = old->es,
                       .vector = DF, .error = error };
-    asm volatile("clts");
+    check(read_cr0() & CR0_TS, "CPU %u: a task switch did not set CR0.TS", cpu_index());
     df_frame[cpu_index()] = (reg_t)&t;
     check(df_tss[cpu_index()].link == SEL_TSS, "CPU %u: the link of the double-fault task is %x", cpu_index(), df_tss[cpu_index()].link);
     leave_code(&t);
@@ -791,6 +794,7 @@ static void double_fault(const char *what, const uint8_t *code, uint32_t ring, u
     r.t.di = NOWHERE;
     df_frame[cpu_index()] = 0;
     run_code(&r);
+    asm volatile("clts");                               /* each task switch set CR0.TS */
     expect(&r, what, DF, 0, ip + offset);
     check(df_on_own_stack(), "CPU %u: %s: the double fault came on the stack at %lx", cpu_index(), what, df_frame[cpu_index()]);
     check((r.t.cs & 3) == ring, "CPU %u: %s: cs %lx", cpu_index(), what, r.t.cs);
@@ -815,6 +819,17 @@ static void absent_ud_gate(void *unused)
     expect(&r, "#UD, then #NP", NP, r.t.error == idt_error(UD) ? r.t.error : idt_error(UD) + 1, ip);
 }
 
+#ifndef __x86_64__
+static void int_df(void *unused)                        /* the task gate is closed to ring 3, as every other gate */
+{
+    (void)unused;
+    struct run r = prepare(p_int_df, 3);
+    reg_t ip = r.t.ip;
+    run_code(&r);
+    expect(&r, "int $8 in ring 3 to a task gate of DPL 0", GP, idt_error(DF), ip);
+}
+#endif
+
 static void double_faults(void)
 {
     unmap_page(NOWHERE);
@@ -835,6 +850,9 @@ static void double_faults(void)
     set_gate(UD, SEL_KCODE, 0, 0x0E);
     run_on_all(absent_ud_gate, 0);
     idt_gate(UD, 0, 0);
+#ifndef __x86_64__
+    run_on_all(int_df, 0);
+#endif
 }
 
 /* ---- */
@@ -851,12 +869,10 @@ static void setup_cpu(void *unused)
     asm volatile("fninit; lldt %w0" : : "r"(0));
 }
 
-static const char *part_name;
 static void part(const char *word, const char *name, job_t job, void *arg)
 {
     if (!option_is("only", word))
         return;
-    part_name = name;
     uint32_t before = traps_seen[0];
     uint64_t start = rdtsc();
     run_on_all(job, arg);
