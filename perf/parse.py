@@ -31,7 +31,7 @@ def bench_lines(text: str) -> list[BenchLine]:
     """All lines of bench.c (or of perf.stock, which prints the same)."""
     found = [
         BenchLine(name, int(cpus), int(ops), int(cycles))
-        for name, cpus, ops, cycles in _BENCH.findall(text.replace("\r", ""))
+        for name, cpus, ops, cycles in _BENCH.findall(text)
     ]
     if not found:
         raise PerfError("the benchmark printed no figure")
@@ -54,7 +54,7 @@ def halt_cycles(text: str) -> int:
 
 
 def _search(pattern: re.Pattern[str], text: str, guest: str) -> tuple[int, ...]:
-    found = pattern.search(text.replace("\r", ""))
+    found = pattern.search(text)
     if found is None:
         raise PerfError(f"the guest {guest} did not print its latency")
     return tuple(int(group) for group in found.groups())

@@ -28,15 +28,16 @@ class Run:
 def make(samples: Samples, run: Run, machine: Machine, load: Load, left_out: list[str]) -> Report:
     """The whole report; `left_out` are sentences about contestants that are not there."""
     report = Report(intro=_intro(run, machine, load) + left_out)
+    free = machine.cores >= run.vcpus and not load.busy
     tables = (
         _loops(samples),
-        _together(samples, run.vcpus),
+        _together(samples, run.vcpus, free=free),
         _latencies(samples, machine.tsc_mhz),
         _start(samples, run.vcpus),
         _memory(samples, run.vcpus),
     )
     report.tables += [table for table in tables if table.rows]
-    report.summary += _summary(all_aims(samples, run.vcpus))
+    report.summary += _summary(all_aims(samples, run.vcpus, free=free))
     report.warnings += _warnings(run, machine, load)
     return report
 
@@ -80,7 +81,7 @@ def _loops(samples: Samples) -> Table:
     )
 
 
-def _together(samples: Samples, vcpus: int) -> Table:
+def _together(samples: Samples, vcpus: int, *, free: bool) -> Table:
     rows = []
     for loop in samples.loops():
         if samples.speedup(OURS, loop) is None:
@@ -89,7 +90,7 @@ def _together(samples: Samples, vcpus: int) -> Table:
             [
                 title(loop),
                 with_spread(samples.speedup(OURS, loop)),
-                _verdict(all_at_once(samples, loop, vcpus)),
+                _verdict(all_at_once(samples, loop, vcpus, free=free)),
                 with_spread(samples.speedup(QEMU, loop)),
                 with_spread(samples.faster(OURS, QEMU, Quantity.together(loop))),
             ]
@@ -173,12 +174,17 @@ def _verdict(aim: Aim | None) -> str:
 def _summary(aims: list[Aim]) -> list[str]:
     if not aims:
         return []
-    missed = [aim for aim in aims if not aim.met]
-    lines = [f"Aims met: {len(aims) - len(missed)} of {len(aims)}."]
+    judged = [aim for aim in aims if aim.judged]
+    missed = [aim for aim in judged if not aim.met]
+    lines = [f"Aims met: {len(judged) - len(missed)} of {len(judged)}."]
     lines += [
         f"Not met: {aim.what}, {with_spread(aim.reached)} instead of ≥ {aim.at_least:g}"
         for aim in missed
     ]
+    if len(judged) < len(aims):
+        lines.append(
+            f"Not judged: {len(aims) - len(judged)} that ask for a free core for each vCPU."
+        )
     return lines
 
 
