@@ -38,6 +38,7 @@ examples:
   python -m perf --markdown > table.md    the table of docs/performance.md
 
 An aim that is missed is said in the table; the exit status is 0 all the same.
+A run that failed is said at the end, and the exit status is 1.
 docs/performance.md tells what is measured and how to read it.
 """
 
@@ -125,8 +126,8 @@ def make_plan(options: argparse.Namespace) -> Plan:
     )
 
 
-def perform(plan: Plan, *, with_qemu: bool, json_file: str | None) -> Report:
-    """Run everything and make the report."""
+def perform(plan: Plan, *, with_qemu: bool, json_file: str | None) -> tuple[Report, bool]:
+    """Run everything and make the report; whether nothing failed."""
     booting, left_out = [contestants.ours()], []
     qemu = contestants.qemu()
     if qemu is None:
@@ -134,7 +135,8 @@ def perform(plan: Plan, *, with_qemu: bool, json_file: str | None) -> Report:
     elif with_qemu:
         booting.append(qemu)
     machine, samples, watch = describe(), Samples(), Watch()
-    Rounds(plan, booting, samples, _say).run()
+    rounds = Rounds(plan, booting, samples, _say)
+    rounds.run()
     load = watch.load()
     run = reports.Run(plan.rounds, plan.vcpus, plan.bits, plan.quick)
     if json_file is not None:
@@ -142,10 +144,13 @@ def perform(plan: Plan, *, with_qemu: bool, json_file: str | None) -> Report:
             "machine": machine.as_dict(),
             "load": vars(load),
             "run": vars(run),
+            "failures": rounds.failures,
             "samples": samples.as_list(),
         }
         Path(json_file).write_text(json.dumps(result, indent=1) + "\n")
-    return reports.make(samples, run, machine, load, left_out)
+    made = reports.make(samples, run, machine, load, left_out)
+    made.warnings += rounds.failures
+    return made, not rounds.failures
 
 
 def _say(text: str) -> None:
@@ -162,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.json is not None:
             _check_writable(options.json)
-        made = perform(
+        made, good = perform(
             make_plan(options), with_qemu="qemu" not in options.without, json_file=options.json
         )
     except PerfError as error:
@@ -173,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr)
     print(as_markdown(made) if options.markdown else as_text(made), end="")
-    return 0
+    return 0 if good else STATUS_FAILED
 
 
 def _check_writable(path: str) -> None:

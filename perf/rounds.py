@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from perf.parse import bench_lines, halt_cycles, ipi_cycles
 from perf.process import Look
 from perf.samples import Quantity, Samples
 
-PARTS = ("loops", "latency", "start", "memory")
+GUESTS_OF = {"loops": ("bench",), "latency": ("ipi", "halt"), "start": (), "memory": ("demo",)}
+PARTS = tuple(GUESTS_OF)
 TIMEOUT = 300.0
 """Seconds for one run; a contestant that needs longer hangs."""
 STOCK_SHARE = 8
@@ -38,7 +40,7 @@ class Plan:
 
 
 class Rounds:
-    """Fills `samples`; `say` hears what is going on."""
+    """Fills `samples`; `say` hears what is going on, `failures` are sentences about what failed."""
 
     def __init__(
         self,
@@ -47,6 +49,7 @@ class Rounds:
         samples: Samples,
         say: Callable[[str], object],
     ) -> None:
+        self.failures: list[str] = []
         self._plan = plan
         self._booting = booting
         self._samples = samples
@@ -55,36 +58,50 @@ class Rounds:
         self._number = 0
 
     def run(self) -> None:
-        """All rounds; PerfError when a contestant fails."""
+        """All rounds; PerfError when a guest is not built."""
         work = {
             "loops": self._loops,
             "latency": self._latency,
             "start": self._start,
             "memory": self._memory,
         }
+        for part in self._plan.parts:
+            for guest in GUESTS_OF[part]:
+                self._kernel(guest)
         for number in range(1, self._plan.rounds + 1):
             self._number = number
             for part in self._plan.parts:
                 work[part]()
 
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        """One failed run is told in the report, and does not cost all the others."""
+        try:
+            yield
+        except PerfError as error:
+            self.failures.append(f"round {self._number}: {error}")
+
     # Loops ----------------------------------------------------------------------------
 
     def _loops(self) -> None:
         for contestant in self._booting:
-            text = self._boot(contestant, "bench", 1, self._bench_words())
-            for line in bench_lines(text):
-                self._add(contestant.name, Quantity.loop(line.name), line.cost)
-                if contestant.name == OURS:
-                    self._ops[line.name] = line.ops
-            if contestant.name == OURS and self._plan.with_stock:
-                self._stock()
+            with self._forgiving():
+                text = self._boot(contestant, "bench", 1, self._bench_words())
+                for line in bench_lines(text):
+                    self._add(contestant.name, Quantity.loop(line.name), line.cost)
+                    if contestant.name == OURS:
+                        self._ops[line.name] = line.ops
+            if contestant.name == OURS and self._ops and self._plan.with_stock:
+                with self._forgiving():
+                    self._stock()
         if self._plan.vcpus == 1:
             return
         for contestant in self._booting:
-            text = self._boot(contestant, "bench", self._plan.vcpus, self._bench_words())
-            for line in bench_lines(text):
-                group = Quantity.alone if line.cpus == 1 else Quantity.together
-                self._add(contestant.name, group(line.name), line.cost)
+            with self._forgiving():
+                text = self._boot(contestant, "bench", self._plan.vcpus, self._bench_words())
+                for line in bench_lines(text):
+                    group = Quantity.alone if line.cpus == 1 else Quantity.together
+                    self._add(contestant.name, group(line.name), line.cost)
 
     def _stock(self) -> None:
         self._tell(STOCK, "bench", 1)
@@ -106,34 +123,42 @@ class Rounds:
         if self._plan.vcpus == 1:
             return
         for contestant in self._booting:
-            best, mean = ipi_cycles(self._boot(contestant, "ipi", self._plan.vcpus, "rounds=100"))
-            self._add(contestant.name, Quantity.IPI_BEST, best)
-            self._add(contestant.name, Quantity.IPI_MEAN, mean)
+            with self._forgiving():
+                text = self._boot(contestant, "ipi", self._plan.vcpus, "rounds=100")
+                best, mean = ipi_cycles(text)
+                self._add(contestant.name, Quantity.IPI_BEST, best)
+                self._add(contestant.name, Quantity.IPI_MEAN, mean)
         for contestant in self._booting:
-            text = self._boot(contestant, "halt", self._plan.vcpus, "rounds=1000")
-            self._add(contestant.name, Quantity.HALT, halt_cycles(text))
+            with self._forgiving():
+                text = self._boot(contestant, "halt", self._plan.vcpus, "rounds=1000")
+                self._add(contestant.name, Quantity.HALT, halt_cycles(text))
 
     def _start(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             kernel = tiny.write(Path(folder))
             for vcpus in sorted({1, self._plan.vcpus}):
                 for contestant in self._booting:
-                    self._tell(contestant.name, "the smallest guest", vcpus)
-                    times = contestant.boot(kernel, vcpus, timeout=TIMEOUT)
-                    self._add(contestant.name, Quantity.first(vcpus), times.first)
-                    self._add(contestant.name, Quantity.whole(vcpus), times.whole)
+                    with self._forgiving():
+                        self._tell(contestant.name, "the smallest guest", vcpus)
+                        times = contestant.boot(kernel, vcpus, timeout=TIMEOUT)
+                        self._add(contestant.name, Quantity.first(vcpus), times.first)
+                        self._add(contestant.name, Quantity.whole(vcpus), times.whole)
 
     def _memory(self) -> None:
         for vcpus in sorted({1, self._plan.vcpus}):
             for contestant in self._booting:
-                found: list[memory.Memory] = []
-                look = Look(DEMO_WORKS, DEMO_SECONDS, memory.into(found))
-                self._boot(contestant, "demo", vcpus, look=look)
-                for seen in found:
-                    self._add(contestant.name, Quantity.memory(vcpus), seen.total)
-                    if seen.workers:
-                        one = sum(seen.workers) / len(seen.workers)
-                        self._add(contestant.name, Quantity.worker(vcpus), one)
+                with self._forgiving():
+                    self._memory_of(contestant, vcpus)
+
+    def _memory_of(self, contestant: Booting, vcpus: int) -> None:
+        found: list[memory.Memory] = []
+        look = Look(DEMO_WORKS, DEMO_SECONDS, memory.into(found))
+        self._boot(contestant, "demo", vcpus, look=look)
+        for seen in found:
+            self._add(contestant.name, Quantity.memory(vcpus), seen.total)
+            if seen.workers:
+                one = sum(seen.workers) / len(seen.workers)
+                self._add(contestant.name, Quantity.worker(vcpus), one)
 
     # Common -----------------------------------------------------------------------------
 

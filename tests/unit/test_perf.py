@@ -487,6 +487,27 @@ def test_a_guest_that_is_not_built(booted: list[tuple[str, str, int, str]], tmp_
         take("--part", "loops")
 
 
+def test_a_failed_run_is_told_and_costs_nothing_else(
+    booted: list[tuple[str, str, int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    working = Booting.boot
+
+    def boot(self: Booting, kernel: Path, vcpus: int, *more: object, **options: object) -> Run:
+        if self.name == QEMU and kernel.stem == "ipi":
+            raise PerfError("QEMU had a bad day")
+        return working(self, kernel, vcpus, *more, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Booting, "boot", boot)
+    samples = Samples()
+    both = [Booting(name, (), "", "", ()) for name in (OURS, QEMU)]
+    taken = rounds.Rounds(plan("--rounds", "2"), both, samples, lambda text: None)
+    taken.run()
+    assert taken.failures == ["round 1: QEMU had a bad day", "round 2: QEMU had a bad day"]
+    assert samples.series(QEMU, Quantity.IPI_BEST) == {}
+    assert samples.series(OURS, Quantity.IPI_BEST) == {1: 1690, 2: 1690}
+    assert samples.series(QEMU, Quantity.HALT) == {1: 7028, 2: 7028}
+
+
 # The command --------------------------------------------------------------------------
 
 
