@@ -68,7 +68,8 @@ class Booting:
     ) -> Run:
         """Boot `kernel` and let it run to its end; PerfError unless it passes."""
         command = self.command(kernel, vcpus, append)
-        return run(command, timeout=timeout, status=PASSED, look=look)
+        name = f"{self.name} with {kernel.name}"
+        return run(name, command, timeout=timeout, status=PASSED, look=look)
 
 
 def ours() -> Booting:
@@ -101,13 +102,14 @@ def run_stock(kernel: Path, wishes: Sequence[tuple[str, int]], *, timeout: float
     environment["PYTHONPATH"] = os.fspath(ROOT)
     words = [f"{name}={count}" for name, count in wishes]
     command = [sys.executable, "-m", "perf.stock", os.fspath(kernel), *words]
-    return run(command, timeout=timeout, environment=environment).text
+    name = f"{STOCK} with {kernel.name}"
+    return run(name, command, timeout=timeout, environment=environment).text
 
 
 def qemu_version() -> str:
     """The first line of `--version`."""
     program = shutil.which(QEMU_PROGRAM)
     if program is None:
-        return "not installed"
+        return "QEMU not installed"
     told = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
     return told.stdout.partition("\n")[0] or "unknown"

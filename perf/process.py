@@ -36,6 +36,7 @@ class Look:
 
 
 def run(
+    name: str,
     command: Sequence[str],
     *,
     timeout: float,
@@ -43,7 +44,7 @@ def run(
     look: Look | None = None,
     environment: dict[str, str] | None = None,
 ) -> Run:
-    """Run `command` to its end.  PerfError when it does not end, or not with `status`."""
+    """Run `command` to its end.  PerfError, about `name`, when it does not end with `status`."""
     started = time.perf_counter()
     process = subprocess.Popen(
         command,
@@ -58,12 +59,12 @@ def run(
         process.wait(max(0.1, started + timeout - time.perf_counter()))
         whole = time.perf_counter() - started
     except subprocess.TimeoutExpired:
-        raise PerfError(f"{_name(command)} did not end within {timeout:g} s") from None
+        raise PerfError(f"{name} did not end within {timeout:g} s") from None
     finally:
         _end(process)
     if process.returncode != status:
         said = " ".join((words or console).decode(errors="replace").split())[-WORDS_MAX:]
-        raise PerfError(f"{_name(command)} ended with status {process.returncode}: {said}")
+        raise PerfError(f"{name} ended with status {process.returncode}: {said}")
     return Run(console.decode(errors="replace"), first, whole)
 
 
@@ -104,7 +105,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     for pipe in (process.stdout, process.stderr):
         if pipe is not None:
             pipe.close()
-
-
-def _name(command: Sequence[str]) -> str:
-    return " ".join(os.path.basename(word) for word in command if not word.startswith("-"))[:120]

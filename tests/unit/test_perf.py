@@ -294,7 +294,7 @@ def python(code: str) -> list[str]:
 
 def test_run_takes_text_and_times() -> None:
     seen = run(
-        python("import time; print('a', flush=True); time.sleep(0.1); print('b')"), timeout=20
+        "it", python("import time; print('a', flush=True); time.sleep(0.1); print('b')"), timeout=20
     )
     assert seen.text == "a\nb\n"
     assert 0 < seen.first < seen.whole
@@ -304,19 +304,19 @@ def test_run_takes_text_and_times() -> None:
 def test_run_looks_once_after_the_marker() -> None:
     pids: list[int] = []
     code = "import os, time; print('now', os.getpid(), flush=True); time.sleep(0.4)"
-    seen = run(python(code), timeout=20, look=Look(b"now", 0.05, pids.append))
+    seen = run("it", python(code), timeout=20, look=Look(b"now", 0.05, pids.append))
     assert pids == [int(seen.text.split()[1])]
-    unseen = run(python("print('other')"), timeout=20, look=Look(b"now", 0, pids.append))
+    unseen = run("it", python("print('other')"), timeout=20, look=Look(b"now", 0, pids.append))
     assert unseen.text == "other\n"
     assert len(pids) == 1
 
 
 def test_run_reports_failures_in_one_sentence() -> None:
-    with pytest.raises(PerfError, match=r"ended with status 3: it is\s+broken$") as caught:
-        run(python("import sys; sys.stderr.write('it is\\nbroken'); sys.exit(3)"), timeout=20)
+    with pytest.raises(PerfError, match=r"^it ended with status 3: it is\s+broken$") as caught:
+        run("it", python("import sys; sys.stderr.write('it is\\nbroken'); sys.exit(3)"), timeout=20)
     assert "\n" not in str(caught.value)
-    with pytest.raises(PerfError, match=r"did not end within 0\.3 s"):
-        run(python("import time; time.sleep(60)"), timeout=0.3)
+    with pytest.raises(PerfError, match=r"^it did not end within 0\.3 s"):
+        run("it", python("import time; time.sleep(60)"), timeout=0.3)
 
 
 def test_tiny_is_a_multiboot_image() -> None:
