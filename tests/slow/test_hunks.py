@@ -39,6 +39,7 @@ CASES = [
     ("12-io-permission", "traps", 1, ""),
     ("13-serialise", "coherence", 2, ""),
     ("18-lock-neg", "atomics", 2, "only=neg"),
+    ("20-task-gate", "traps", 1, ""),
 ]
 
 
