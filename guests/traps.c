@@ -1,6 +1,7 @@
 /* traps: every exception, int n, ring 3, I/O permission, SYSCALL and SYSENTER, NMI, double and triple fault: each with the
    vector, error code, saved ip and flags that the SDM (vol. 3, chapter 6) asks for, on all CPUs at the same time.
-   Options: "df" stops after the double faults, "triple" ends with a triple fault instead of a verdict, only=table|... */
+   Options: "df": stop after the double faults; "triple": end with a triple fault instead of a verdict; only=df|int|table|control|debug|io|calls|
+   interrupts|nmi, scale=N. */
 #include "guest.h"
 
 const char guest_name[] = "traps";
@@ -97,8 +98,13 @@ static void expect(struct run *r, const char *name, uint32_t vector, reg_t error
 
 static void not_checked(const char *what)
 {
-    if (!cpu_index())
-        printf("traps: not checked on this machine, it does not do it: %s\n", what);
+    static const char *said[16];                        /* each once, by CPU 0 */
+    for (uint32_t i = 0; !cpu_index() && i < array_size(said) && said[i] != what; i++)
+        if (!said[i]) {
+            said[i] = what;
+            printf("traps: not checked on this machine, it does not do it: %s\n", what);
+            break;
+        }
 }
 
 /* Error code that names an IDT entry: SDM vol. 3, 6.13. Some emulators take the entry's offset in long mode (16 bytes each)
@@ -346,8 +352,6 @@ static void debugging(void *unused)
             expect(&r, "breakpoint on an instruction", DB, 0, ip + 2);
             check((read_dr6() & 15) == 1, "CPU %u: breakpoint 0, but DR6 is %lx", me, read_dr6());
             r.t.flags |= 0x10000;                       /* RF: not again */
-            if (!ring)
-                r.t.sp = 0;
             run_code(&r);
             expect(&r, "resumed with RF", END, 0, ip + 6);
         }
@@ -472,7 +476,7 @@ static void system_calls(void *unused)
     (void)unused;
     uint32_t me = cpu_index();
     struct run r = prepare(p_syscall, 3);
-    reg_t ip = r.t.ip, flags = r.t.flags;
+    reg_t ip = r.t.ip;
     bool has_syscall = cpuid(0x80000000u, 0).eax > 0x80000000u && cpuid(0x80000001u, 0).edx >> 11 & 1;
     if (has_syscall && (sizeof(reg_t) == 8 || is_amd())) {
         uint64_t efer = rdmsr(EFER);
@@ -486,6 +490,7 @@ static void system_calls(void *unused)
         wrmsr(0xC0000084u, FLAG_IF | FLAG_CF);
 #endif
         r = prepare(p_syscall, 3);
+        ONLY64(reg_t flags = r.t.flags;)
         run_code(&r);
         expect(&r, "syscall and sysret", END, 0, ip + 4);
         check(r.t.di == SEL_KCODE && r.t.si == SEL_KDATA && !(r.t.bp & FLAG_IF), "CPU %u: syscall: cs %lx, ss %lx, flags %lx", me, r.t.di,
@@ -499,7 +504,6 @@ static void system_calls(void *unused)
         wrmsr(EFER, efer);
     } else if (!me)
         printf("traps: CPUID has no SYSCALL for this mode\n");
-    (void)flags;
 
     r = prepare(p_sysenter, 3);
     ip = r.t.ip;
@@ -614,8 +618,7 @@ static void interrupts(void *unused)
     uint32_t me = cpu_index();
     for (uint32_t gate = 0; gate < 2; gate++) {         /* an interrupt gate clears IF, a trap gate does not */
         struct run r = prepare(gate ? p_int_frame2 : p_int_frame, 3);
-        reg_t ip = r.t.ip, sp = r.t.sp, flags = r.t.flags, top = sizeof(reg_t) == 8 ? ((reg_t *)((uint8_t *)&this_cpu()->tss + 4))[0]
-                                                                                  : ((reg_t *)&this_cpu()->tss)[1];
+        reg_t ip = r.t.ip, sp = r.t.sp, flags = r.t.flags, top = ONLY64(this_cpu()->tss.rsp[0]) ONLY32(this_cpu()->tss.esp0);
         run_code(&r);
         expect(&r, "interrupt and back to ring 3", END, 0, ip + 4);
         check(frames[me].at + sizeof(struct trap) == top, "CPU %u: the frame ends at %lx, the TSS says %lx", me, frames[me].at + sizeof(struct trap), top);
