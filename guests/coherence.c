@@ -16,6 +16,7 @@ static uint32_t total_stale, total_runs;
 static char summary[128];                               /* the first stale value, for the verdict */
 
 /* With more CPUs than host cores every hand-over costs time slices, so do fewer. */
+static uint64_t patience(void) { return rdtsc() + us_to_tsc(3000000) * scale; }   /* where others never pause, time ends it, too */
 static uint32_t for_many(uint32_t n)
 {
     n = ncpus > 2 ? n * 4 / (ncpus * ncpus) : n;
@@ -266,7 +267,10 @@ static void jit_job(void *unused)
                 execute(results[me].done + 1);
         return;
     }
+    uint64_t end = patience();
     for (uint32_t r = 1, random = 7; r <= plan.rounds; r++) {
+        if (plan.wait_for == NOTHING && rdtsc() > end)
+            plan.rounds = r;                            /* the executors leave with this one */
         if (plan.wait_for == LOOK_BLOCK || plan.wait_for == NOTHING)
             spin_until(begun, "an executor to begin");
         if (plan.wait_for == NOTHING) {                 /* CPU 1 is an executor */
@@ -568,7 +572,10 @@ static void poke_job(void *unused)
         }
         return;
     }
+    uint64_t end = patience();
     for (uint32_t n = 1; n <= poke_rounds; n++) {
+        if (rdtsc() > end)
+            poke_rounds = n;
         volatile uint8_t *at = (n & 2 ? text_alias : text) + PLACE;
         uint8_t b[5];
         poke_bytes(n, b);
