@@ -49,11 +49,6 @@ static uint16_t *kick_word(CPUState *cpu)
 
 /* ---- what is pending --------------------------------------------------------- */
 
-bool smp_kicked(CPUState *cpu)
-{
-    return cpu->uc->smp->force || __atomic_load_n(kick_word(cpu), __ATOMIC_RELAXED);
-}
-
 static void take_events(struct smp_engine *s)
 {
     struct smp_vcpu *v = s->vcpu;
@@ -516,7 +511,9 @@ int smp_engine_attach(void *handle)
     s->granules = smp_granules(c);
     s->code_bit = PAGE_CODE(s->index);
     s->fast_bit = PAGE_FAST(s->index);
-    s->pauses_per_yield = c->vcpus > (uint32_t)sysconf(_SC_NPROCESSORS_ONLN) ? 64 : 4096;
+    /* Whom it waits for may have no core: sooner likely when there are more of us than cores, but
+     * other programs want cores too.  A yield costs less than the spinning between two. */
+    s->pauses_per_yield = c->vcpus > (uint32_t)sysconf(_SC_NPROCESSORS_ONLN) ? 64 : 512;
     if (qemu_ram_addr_from_host(uc, s->ram) != 0) {
         g_free(s);
         return -EFAULT; /* page words are indexed by ram_addr: RAM must be the first block */

@@ -39,7 +39,10 @@ struct smp_engine {
 };
 
 /* ---- the loop (engine.c) ---- */
-bool smp_kicked(struct CPUState *cpu);
+/* Is there anything to look at?  Asked at every turn of the engine's loop, so: inline. */
+#define smp_kicked(cpu)                                                     \
+    ((cpu)->uc->smp->force ||                                               \
+     __atomic_load_n(&cpu_neg(cpu)->icount_decr.u16.high, __ATOMIC_RELAXED))
 void cpu_exec_step_atomic(struct uc_struct *uc, struct CPUState *cpu); /* a hunk in cpu-exec.c */
 bool smp_poll(struct CPUState *cpu);      /* true: leave cpu_exec() */
 void smp_exception(struct CPUState *cpu);
