@@ -38,6 +38,7 @@ from vcpu.worker import Hook, Report, Setup
 PAUSE_SECONDS = 1.0
 """How long a vCPU has to acknowledge a pause before the machine is killed."""
 STDOUT = 1
+MODE_32 = 32
 
 
 class Machine:
@@ -135,7 +136,7 @@ class Machine:
         doorbells = Doorbells(switcher, control.pointer)
         self._stack.callback(doorbells.close)
         pc = PcMachine(control, self.ram_size, self._console.put)
-        start = self._load_kernel(block, pc)
+        start = self._load_kernel(block, pc, patched=switcher.is_patched)
         self._set_start(control, start)
         host = Host(control, pc, doorbells, self._console, self._source, self._log)
         self._stack.callback(host.close)
@@ -181,13 +182,15 @@ class Machine:
             return Capture()
         raise UserError(f"console={wish!r} is not 'inherit', 'capture' or a function")
 
-    def _load_kernel(self, block: SharedBlock, pc: PcMachine) -> Start:
+    def _load_kernel(self, block: SharedBlock, pc: PcMachine, *, patched: bool) -> Start:
         def refuse(text: str) -> None:
             raise HostError(f"the loader made a {text}")
 
         ram = GuestRam(block, refuse)
         boot = Boot(self.ram_size, ram.write, self._append, self._initrd)
         start = load(self._kernel, boot)
+        if start.mode != MODE_32 and not patched:
+            raise UserError("the stock Unicorn engine starts 32-bit kernels only: make engine")
         pc.write_tables(ram.write, self.vcpus)
         return start
 

@@ -18,12 +18,17 @@ TRANSLATIONS = 256 << 20
 Unicorn's 1 GiB would let a Guest that patches itself take that much of the host for each vCPU."""
 
 
+def unicorn_module() -> Any:
+    """The official binding; not before switcher.binding.load() has said which library it uses."""
+    return importlib.import_module("unicorn")
+
+
 class Engine:
     """An opened, attached engine whose vCPU is in its start state."""
 
     def __init__(self, switcher: Any, control: Any, ram: Any, ram_size: int, index: int) -> None:
         """Raises HostError when the engine refuses."""
-        unicorn: Any = importlib.import_module("unicorn")  # after binding.load() only
+        unicorn = unicorn_module()
 
         ffi, lib = switcher.ffi, switcher.lib
         lib.smp_engine_prepare(control, ram, index)
@@ -53,4 +58,4 @@ class Engine:
 def preload(switcher: Any) -> None:
     """In the Host, before workers are forked: they inherit the loaded library and binding."""
     if switcher.is_patched:
-        importlib.import_module("unicorn")
+        unicorn_module()

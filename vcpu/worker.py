@@ -29,6 +29,7 @@ from runtime.errors import SmpError
 from vcpu.cpu import VCpu
 from vcpu.engine import Engine
 from vcpu.guest import run_guest
+from vcpu.stock import StockEngine
 
 PR_SET_PDEATHSIG = 1
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -112,7 +113,8 @@ def _start(setup: Setup) -> Callable[[], Any]:
     lib = setup.switcher.lib
     page = lib.smp_vcpu(setup.control, setup.index)
     page.pid = os.getpid()
-    engine = Engine(setup.switcher, setup.control, setup.ram, setup.ram_size, setup.index)
+    kind = Engine if setup.switcher.is_patched else StockEngine
+    engine = kind(setup.switcher, setup.control, setup.ram, setup.ram_size, setup.index)
     outcomes = [hook(engine.uc, setup.index) for hook in setup.hooks]
     timer = lib.smp_timer_start(setup.control, setup.index)
     if timer < 0:
