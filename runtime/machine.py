@@ -20,20 +20,21 @@ from runtime import nursery
 from runtime.afraid import refuse_inside_ourselves
 from runtime.biglock import BigLock, Site
 from runtime.console import Callback, Capture, FdOutput, Input, Output
-from runtime.control import ControlBlock, Verdict, sample_clock
+from runtime.control import ControlBlock, sample_clock
 from runtime.errors import HostError, SmpError, UserError
-from runtime.exits import Exit, Reason, Registers, exit_status
+from runtime.exits import Exit, Reason, Registers
 from runtime.host import Host
 from runtime.loader import Boot, Start, load
 from runtime.log import make_log
 from runtime.memory import DmaRam, GuestRam, SharedBlock, sweep_leftovers
 from runtime.notify import Doorbells
 from runtime.pc import PcMachine
+from runtime.report import log_traces, make_exit
 from runtime.sizes import check_ram_size, format_size, parse_size
 from runtime.workers import Worker
 from switcher import binding
 from vcpu.engine import preload
-from vcpu.worker import Hook, Report, Setup
+from vcpu.worker import Hook, Setup
 
 PAUSE_SECONDS = 1.0
 """How long a vCPU has to acknowledge a pause before the machine is killed."""
@@ -237,7 +238,7 @@ class Machine:
         verdict = control.verdict()
         if verdict.reason is Reason.WORKER:
             host.end()
-            self._log_traces(host)
+            log_traces(host.workers, self._log)
             raise HostError(verdict.text)
 
     def _abandon(self) -> None:
@@ -282,46 +283,10 @@ class Machine:
             control.kill(Reason.STOPPED, "the caller was interrupted")
             raise
         host.end()
-        return self._make_exit(control, host)
-
-    def _make_exit(self, control: ControlBlock, host: Host) -> Exit:
-        verdict = control.verdict()
-        if verdict.reason is Reason.STOPPED and verdict.vcpu is not None:
-            # An exception in a user's hook stops the Guest before its worker can say so.
-            words = control.last_error(verdict.vcpu)
-            if words:
-                verdict = Verdict(Reason.WORKER, verdict.vcpu, 0, words)
-        self._log_traces(host)
-        results: dict[int, Any] = {}
-        seconds = {"host": time.thread_time() - self._host_cpu}
-        for worker in host.workers:
-            report = worker.report()
-            if report is None:
-                continue
-            seconds[f"vcpu{worker.index}"] = report.cpu_seconds
-            if report.result:
-                one = len(report.result) == 1
-                results[worker.index] = report.result[0] if one else report.result
-        return Exit(
-            reason=verdict.reason,
-            status=exit_status(verdict.reason, verdict.code),
-            code=verdict.code,
-            text=verdict.text,
-            vcpu=verdict.vcpu,
-            console=bytes(self._console.data) if isinstance(self._console, Capture) else b"",
-            counters=tuple(control.counters(index) for index in range(self.vcpus)),
-            registers=tuple(control.registers(index) for index in range(self.vcpus)),
-            results=results,
-            locks=control.locks(),
-            wall_seconds=time.monotonic() - self._started_at,
-            cpu_seconds=seconds,
-        )
-
-    def _log_traces(self, host: Host) -> None:
-        for worker in host.workers:
-            report: Report | None = worker.report()
-            if report is not None and report.trace:
-                self._log.error(f"vCPU {worker.index}'s worker:\n{report.trace.rstrip()}")
+        log_traces(host.workers, self._log)
+        console = bytes(self._console.data) if isinstance(self._console, Capture) else b""
+        wall = time.monotonic() - self._started_at
+        return make_exit(control, host.workers, console, wall, time.thread_time() - self._host_cpu)
 
     # From other threads and signal handlers ------------------------------------------
 

@@ -1,0 +1,63 @@
+"""What is told about a machine that has ended: from its control block and its workers' reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from runtime.control import ControlBlock, Verdict
+from runtime.exits import Exit, Reason, exit_status
+from runtime.workers import Worker
+
+
+def final_verdict(control: ControlBlock) -> Verdict:
+    """The verdict; an exception in a user's hook stops the Guest before its worker can say so."""
+    verdict = control.verdict()
+    if verdict.reason is Reason.STOPPED and verdict.vcpu is not None:
+        words = control.last_error(verdict.vcpu)
+        if words:
+            return Verdict(Reason.WORKER, verdict.vcpu, 0, words)
+    return verdict
+
+
+def make_exit(
+    control: ControlBlock,
+    workers: Iterable[Worker],
+    console: bytes,
+    wall_seconds: float,
+    host_seconds: float,
+) -> Exit:
+    """Everything that `Machine.run()` returns."""
+    verdict = final_verdict(control)
+    results: dict[int, Any] = {}
+    seconds = {"host": host_seconds}
+    for worker in workers:
+        report = worker.report()
+        if report is None:
+            continue
+        seconds[f"vcpu{worker.index}"] = report.cpu_seconds
+        if report.result:
+            one = len(report.result) == 1
+            results[worker.index] = report.result[0] if one else report.result
+    return Exit(
+        reason=verdict.reason,
+        status=exit_status(verdict.reason, verdict.code),
+        code=verdict.code,
+        text=verdict.text,
+        vcpu=verdict.vcpu,
+        console=console,
+        counters=tuple(control.counters(index) for index in range(control.vcpus)),
+        registers=tuple(control.registers(index) for index in range(control.vcpus)),
+        results=results,
+        locks=control.locks(),
+        wall_seconds=wall_seconds,
+        cpu_seconds=seconds,
+    )
+
+
+def log_traces(workers: Iterable[Worker], log: Any) -> None:
+    """The tracebacks of workers that failed: those are ours, or the user's hooks'."""
+    for worker in workers:
+        report = worker.report()
+        if report is not None and report.trace:
+            log.error(f"vCPU {worker.index}'s worker:\n{report.trace.rstrip()}")
