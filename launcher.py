@@ -197,7 +197,7 @@ def _tell(end: Exit, log: Any) -> None:
     if end.reason in (Reason.POWEROFF, Reason.DEBUG_EXIT, Reason.INTERRUPTED):
         log.debug(f"the guest ended: {end.text}")
         return
-    who = "" if end.vcpu is None else f" (vCPU {end.vcpu})"
+    who = "" if end.vcpu is None or "vCPU" in end.text else f" (vCPU {end.vcpu})"
     what = "the guest was killed: " if end.reason is Reason.KILLED else ""
     report = [f"{what}{end.text}{who}"]
     if end.death is not None and end.reason in (Reason.KILLED, Reason.WORKER):
