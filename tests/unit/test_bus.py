@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -169,6 +170,28 @@ def test_a_full_eventfd_does_not_block(block: Make, eventfd: int) -> None:
     assert b.bind(0, 1, eventfd) == 0
     os.eventfd_write(eventfd, 2**64 - 2)
     assert b.notify(0, 1) == 1
+
+
+def test_a_notify_that_waited_for_the_lock_looks_again(
+    block: Make, processes: Processes, eventfd: int
+) -> None:
+    b = block()
+    assert b.bind(0, 1, eventfd) == 0
+    b.lock(binding.SMP_SITE_OTHER)
+
+    def notifier() -> None:
+        b.v(0).start_eax = 1
+        assert b.notify(0, 1) == 0
+
+    processes.fork(notifier)
+    until(lambda: b.v(0).start_eax)
+    time.sleep(0.2)
+    b.c.bindings[0].used = 0  # what smp_unbind does under the lock
+    b.unlock()
+    assert processes.join() == [0]
+    os.set_blocking(eventfd, False)
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(eventfd)
 
 
 def test_after_unbind_nobody_writes(block: Make, processes: Processes, eventfd: int) -> None:

@@ -50,6 +50,13 @@ def test_hunks_may_have_moved_together() -> None:
     assert unidiff.apply(CHANGE, {"one.c": moved + OLD}) == {"one.c": moved + changed()}
 
 
+def test_where_the_first_hunk_moved_to_the_second_follows() -> None:
+    again = OLD + OLD[OLD.index(b"line 17") :]  # the second hunk's lines stand twice
+    moved = b"// new\n" * 7
+    expected = moved + changed() + OLD[OLD.index(b"line 17") :]
+    assert unidiff.apply(CHANGE, {"one.c": moved + again}) == {"one.c": expected}
+
+
 def test_a_moved_hunk_must_fit_in_one_place_only() -> None:
     twice = b"new\n" + OLD + OLD
     with pytest.raises(PatchError, match=r"one\.c: hunk 1 \(line 3\) does not fit"):
