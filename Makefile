@@ -7,15 +7,16 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
-SOURCES = $(wildcard runtime vcpu switcher launcher.py)
+SOURCES = $(wildcard runtime vcpu switcher perf launcher.py)
 
 .NOTPARALLEL:
-.PHONY: help demo test soak perf lint setup engine native guests clean always
+.PHONY: help demo test soak hunks perf lint setup engine native guests clean always
 
 help:
 	@echo "make demo    set everything up and run an SMP guest on two virtual CPUs"
 	@echo "make test    set everything up, then lint, type-check and test"
 	@echo "make soak    the long tests with their full counts"
+	@echo "make hunks   leave out each hunk of the engine in turn: a guest must notice"
 	@echo "make perf    the benchmarks"
 	@echo "make lint    ruff and mypy only"
 	@echo "make clean   remove what was built (the environment in $(VENV) stays)"
@@ -34,11 +35,15 @@ test: setup lint
 soak: setup
 	SMPGUEST_SOAK=1 $(PY) -m pytest -m "slow or soak" $(PYTEST_ARGS)
 
+# Rebuilds the engine without each hunk in turn (about a minute each): a guest must notice.
+hunks: setup
+	$(PY) -m pytest -s tests/slow/test_hunks.py $(PYTEST_ARGS)
+
 perf: setup
 	$(PY) -m perf
 
 lint: $(READY)
-	$(PY) -m ruff check $(SOURCES) $(wildcard tests perf)
+	$(PY) -m ruff check $(SOURCES) tests
 	$(PY) -m mypy $(SOURCES)
 
 setup: native engine guests
