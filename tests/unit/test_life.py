@@ -102,6 +102,17 @@ def test_everything_printed_before_the_end_arrives(bench: Bench) -> None:
     assert bench.run(guest).console == text
 
 
+def test_what_was_posted_before_a_sudden_death_arrives(bench: Bench) -> None:
+    """Nobody asks the Host anything here: only the last look at the ring finds the text."""
+
+    def guest(cpu: Cpu) -> None:
+        cpu.print(b"last words" * 100)
+        cpu.lib.smp_kill_guest(cpu.control, cpu.lib.SMP_DEAD_KILLED, cpu.index, 0, b"panic")
+
+    for _ in range(5):
+        assert bench.run(guest).console == b"last words" * 100
+
+
 # Workers that die -----------------------------------------------------------------------
 
 
