@@ -36,6 +36,8 @@ from switcher import binding
 from vcpu.engine import preload
 from vcpu.worker import Hook, Setup
 
+binding.aim()  # scripts import unicorn for their hooks, often before they make a machine
+
 PAUSE_SECONDS = 1.0
 """How long a vCPU has to acknowledge a pause before the machine is killed."""
 STDOUT = 1

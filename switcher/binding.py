@@ -96,6 +96,17 @@ def load(engine: str | os.PathLike[str] | None = None) -> Binding:
     return _loaded
 
 
+def aim() -> None:
+    """Let an `import unicorn` before load() find the engine that load() will open.
+
+    runtime.machine does this when it is imported; what is wrong is load()'s to say.
+    """
+    wanted = os.environ.get(ENGINE_VARIABLE)
+    path = Path(wanted or ENGINE)
+    if wanted != "stock" and "unicorn" not in sys.modules and path.exists():
+        os.environ["LIBUNICORN_PATH"] = os.fspath(path.resolve().parent)
+
+
 def why_not_parallel() -> str | None:
     """Why the loaded engine may not run two vCPUs, None if it may: proved once a process (2 ms)."""
     global _verdict
@@ -140,7 +151,9 @@ def _load_patched(path: Path) -> Binding:
     if path.name != "libunicorn.so.2":
         raise BindingError(f"{path} is not named libunicorn.so.2, as Unicorn's binding wants it")
     if "unicorn" in sys.modules and os.environ.get("LIBUNICORN_PATH") != os.fspath(path.parent):
-        raise BindingError("unicorn was imported before switcher.binding.load()")
+        raise BindingError(
+            "unicorn was imported too early, with its own engine: import runtime.machine first"
+        )
     os.environ["LIBUNICORN_PATH"] = os.fspath(path.parent)
     try:
         lib = ffi.dlopen(os.fspath(path))

@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -192,3 +193,18 @@ def test_address_form_boots(tmp_path: Path) -> None:
     header = multiboot_header(1 << 16, (at, at, 0, 0, at + 32))
     end = run(tmp_path, header + debug_exit_code(9))
     assert end.code == 9
+
+
+def test_unicorn_may_be_imported_right_after_the_machine(tmp_path: Path) -> None:
+    """As the README's example does, before any machine is made."""
+    kernel = write_file(tmp_path, code_kernel(debug_exit_code(0)))
+    script = (
+        "from runtime.machine import Machine\n"
+        "from unicorn import UC_HOOK_BLOCK\n"
+        f"with Machine(kernel={str(kernel)!r}, vcpus=2, memory='4M') as m:\n"
+        "    print(m.run(timeout=20).status)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.split() == ["1"], done.stderr

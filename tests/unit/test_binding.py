@@ -141,4 +141,4 @@ def test_the_official_binding_uses_the_same_library() -> None:
 @ENGINE_BUILT
 def test_unicorn_imported_too_early_is_said() -> None:
     done = python("import unicorn; from switcher import binding as b; b.load()")
-    assert "unicorn was imported before" in done.stderr.splitlines()[-1]
+    assert "unicorn was imported too early" in done.stderr.splitlines()[-1]
