@@ -208,3 +208,13 @@ def test_unicorn_may_be_imported_right_after_the_machine(tmp_path: Path) -> None
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stdout.split() == ["1"], done.stderr
+
+
+@pytest.mark.parametrize(
+    "code", ["f00fbbc8", "f00fabc8", "f00fb3c8", "f00fbae801", "f00fa30500400000"]
+)
+def test_lock_on_a_bit_test_of_a_register_is_ud(tmp_path: Path, code: str) -> None:
+    """SDM: #UD; without an IDT that is a triple fault, never a crash of ours."""
+    end = run(tmp_path, code_kernel(bytes.fromhex(code) + debug_exit_code(0)), vcpus=2)
+    assert end.reason is Reason.KILLED
+    assert "triple fault" in end.text
