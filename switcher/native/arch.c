@@ -21,14 +21,16 @@ static struct smp_engine *engine(CPUX86State *env)
 }
 
 /* Pending interrupts may have changed by our own doing (EOI, TPR, acknowledge): tell the loop. */
-static void reconsider(struct smp_engine *s)
+void smp_reconsider(struct smp_engine *s)
 {
     CPUState *cpu = s->uc->cpu;
 
     if (smp_lapic_pending(s->control, s->index) >= 0) {
         cpu->interrupt_request |= CPU_INTERRUPT_HARD;
         s->force = 1;
-        cpu_neg(cpu)->icount_decr.u16.high = -1;
+        __atomic_store_n(&cpu_neg(cpu)->icount_decr.u16.high, -1, __ATOMIC_SEQ_CST);
+    } else {
+        cpu->interrupt_request &= ~CPU_INTERRUPT_HARD; /* a raised TPR, a disabled APIC */
     }
 }
 
@@ -90,7 +92,8 @@ void smp_syscall(CPUX86State *env, int next_eip_addend, uintptr_t ra)
         env->regs[R_ECX] = env->eip + next_eip_addend;
         env->regs[11] = flags & ~RF_MASK;
         enter_kernel(env, selector, true);
-        cpu_load_eflags(env, flags & ~env->fmask & ~RF_MASK, ~0);
+        cpu_load_eflags(env, flags & ~env->fmask & ~RF_MASK,
+                        ~(CC_O | CC_S | CC_Z | CC_A | CC_P | CC_C | DF_MASK));
         env->eip = target;
     } else {
         env->regs[R_ECX] = (uint32_t)(env->eip + next_eip_addend);
@@ -127,6 +130,9 @@ void smp_cpuid(CPUX86State *env, uint32_t leaf, uint32_t subleaf, uint32_t *eax,
     uint32_t vcpus = s->control->vcpus, id = s->vcpu->lapic.id >> 24;
 
     s->vcpu->counters.cpuid++;
+    if (leaf > 0xd && leaf <= CPUID_LEVEL) {
+        *eax = *ebx = *ecx = *edx = 0; /* the model ends at 0xd */
+    }
     switch (leaf) {
     case 0:
         *eax = CPUID_LEVEL;
@@ -147,7 +153,7 @@ void smp_cpuid(CPUX86State *env, uint32_t leaf, uint32_t subleaf, uint32_t *eax,
         *eax |= 1 << 2; /* ARAT: the timer never stops */
         break;
     case 0xb: /* extended topology: one thread a core, all cores in one package */
-        *eax = subleaf ? log2_up(vcpus) : 0;
+        *eax = subleaf == 1 ? log2_up(vcpus) : 0;
         *ebx = subleaf == 0 ? 1 : subleaf == 1 ? vcpus : 0;
         *ecx = (subleaf & 0xff) | (subleaf < 2 ? subleaf + 1 : 0) << 8;
         *edx = id;
@@ -188,7 +194,7 @@ uint32_t smp_tpr(CPUX86State *env)
 void smp_set_tpr(CPUX86State *env, uint32_t tpr)
 {
     smp_lapic_set_tpr(engine(env)->control, engine(env)->index, tpr << 4);
-    reconsider(engine(env));
+    smp_reconsider(engine(env));
 }
 
 #define MSR_TSC_ADJUST_ 0x3b
@@ -240,9 +246,11 @@ bool smp_wrmsr(CPUX86State *env, uint32_t msr, uint64_t value, uintptr_t ra)
         env->tsc_adjust = value;
         return true;
     case MSR_TSC_DEADLINE_:
-        if (value) { /* 0 disarms; a deadline that lands on 0 is long past */
-            value -= env->tsc_offset;
-            value += !value;
+        if (value) { /* 0 disarms; the Guest's own time may be offset from ours, either way */
+            uint64_t now = smp_tsc(env);
+
+            value = value <= now + env->tsc_offset ? 1 : now + (value - (now + env->tsc_offset));
+            value = value < now && value != 1 ? UINT64_MAX : value;
         }
         /* fall through */
     case MSR_IA32_APICBASE:
@@ -250,7 +258,7 @@ bool smp_wrmsr(CPUX86State *env, uint32_t msr, uint64_t value, uintptr_t ra)
         if (fault) {
             raise_exception_err_ra(env, EXCP0D_GPF, 0, ra);
         }
-        reconsider(s);
+        smp_reconsider(s);
         return true;
     }
     return false;

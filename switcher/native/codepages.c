@@ -260,6 +260,7 @@ static void serve(struct smp_engine *s, uint64_t post, bool translating)
 void smp_drain(struct smp_engine *s, bool translating)
 {
     struct smp_vcpu *v = s->vcpu;
+    uint32_t turns = 0;
 
     if (!translating) {
         for (uint32_t i = 0; i < s->deferred_count; i++) {
@@ -272,7 +273,14 @@ void smp_drain(struct smp_engine *s, bool translating)
         uint64_t post = __atomic_load_n(slot, __ATOMIC_SEQ_CST);
 
         if (!post) {
-            break; /* reserved, not yet filled: its producer will kick */
+            /* Reserved and not yet filled.  Complete posts may stand behind it whose producers have
+             * kicked already and will not again: wait.  A producer waits for nothing in between,
+             * and if it was killed there the Guest is dead. */
+            if (dead(s)) {
+                break;
+            }
+            relax(&turns);
+            continue;
         }
         __atomic_store_n(slot, 0, __ATOMIC_RELAXED);
         __atomic_store_n(&v->ring_head, v->ring_head + 1, __ATOMIC_RELEASE);

@@ -46,9 +46,10 @@
  *    reads the other's), and E's last wait of T1 does not end before W's
  *    writers -= 1, which comes after S: E reads what S wrote.
  *
- * Why nobody waits for ever.  A slow write waits for nothing between += and -=.
- * A translator that waits serves WRITE_PROTECT posts meanwhile (they only mark
- * TLB entries), so two that wait for each other both go on.  A parked, halted
+ * Why nobody waits for ever.  A slow write waits for nothing between += and -=
+ * (so smp_dma_begin() .. smp_dma_end() must never span a blocking call).
+ * A translator that waits in T2 serves WRITE_PROTECT posts meanwhile (they only
+ * mark TLB entries), so two that wait for each other both go on.  A parked, halted
  * or Host-bound vCPU is outside the Guest (in_guest == 0).  All waits end when
  * the Guest is dead, whatever a killed worker left behind.
  *
@@ -57,9 +58,9 @@
  * under writers += 1, with which rule T1 keeps new translators away.
  *
  * A receiver's ring has many producers: a slot is reserved by compare-and-swap
- * on the tail, then filled; the owner stops at an unfilled slot (its producer
- * kicks after filling).  A full ring sets flush_all: forget every translation
- * and every fast entry.
+ * on the tail, then filled; the owner waits at an unfilled slot, because what
+ * stands behind it was announced by kicks that it has consumed.  A full ring
+ * sets flush_all: forget every translation and every fast entry.
  */
 #include <sched.h>
 #include <string.h>

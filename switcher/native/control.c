@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #endif
 #include "words.h"
+#include <cpuid.h>
 #include <pthread.h>
 #include <string.h>
 
@@ -19,6 +20,10 @@
 _Static_assert(sizeof(pthread_mutex_t) <= sizeof(((struct smp_control *)0)->mutex), "mutex fits");
 _Static_assert(SMP_SITES == sizeof(((struct smp_control *)0)->locks) / sizeof(struct smp_lock_stats), "sites");
 _Static_assert(SMP_RING == sizeof(((struct smp_vcpu *)0)->ring) / sizeof(uint64_t), "ring");
+_Static_assert(SMP_MMIO_RANGES == sizeof(((struct smp_control *)0)->mmio) / sizeof(struct smp_mmio_range), "mmio");
+_Static_assert(SMP_BINDINGS == sizeof(((struct smp_control *)0)->bindings) / sizeof(struct smp_binding), "bindings");
+_Static_assert(SMP_TEXT == sizeof(((struct smp_control *)0)->dead_text) &&
+               SMP_TEXT == sizeof(((struct smp_vcpu *)0)->last_error), "texts");
 _Static_assert((SMP_POSTED & (SMP_POSTED - 1)) == 0, "tickets wrap at a multiple of the ring");
 
 /* ---- layout ------------------------------------------------------------------ */
@@ -144,6 +149,17 @@ uint64_t smp_host_tsc(void)
 uint64_t smp_guest_tsc(struct smp_control *c)
 {
     return smp_host_tsc() - c->tsc_start;
+}
+
+uint32_t smp_inside_guest(void)
+{
+    uint32_t eax, ebx, ecx, edx;
+
+    __cpuid(1, eax, ebx, ecx, edx);
+    if (!(ecx >> 31 & 1)) /* no hypervisor: the leaf below means nothing */
+        return 0;
+    __cpuid(0x40000000, eax, ebx, ecx, edx);
+    return ebx == 0x67706d73 && ecx == 0x74736575 && edx == 0x67706d73;
 }
 
 /* ---- life and death ---------------------------------------------------------- */

@@ -299,6 +299,8 @@ struct smp_vcpu *smp_vcpu(struct smp_control *c, uint32_t index);
 uint64_t smp_now_ns(void);
 uint64_t smp_host_tsc(void);
 uint64_t smp_guest_tsc(struct smp_control *c);
+/* Are we a guest of ours?  1: CPUID leaf 0x40000000 says "smpguestsmpg". */
+uint32_t smp_inside_guest(void);
 
 /* First writer wins; returns 1 if this call decided.  Kicks and wakes everybody. */
 int smp_kill_guest(struct smp_control *c, uint32_t reason, uint32_t vcpu, uint64_t code, const char *text);

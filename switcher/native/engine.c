@@ -384,18 +384,13 @@ static uint64_t lapic_read(struct uc_struct *uc, uint64_t offset, unsigned size,
 static void lapic_write(struct uc_struct *uc, uint64_t offset, unsigned size, uint64_t value, void *opaque)
 {
     struct smp_engine *s = opaque;
-    CPUState *cpu = uc->cpu;
 
     s->vcpu->counters.mmio_lapic++;
     if (offset & 3) {
         return; /* SDM 11.4.1: undefined; nothing happens */
     }
     smp_lapic_write(s->control, s->index, (uint32_t)offset, (uint32_t)value);
-    if (smp_lapic_pending(s->control, s->index) >= 0) {
-        cpu->interrupt_request |= CPU_INTERRUPT_HARD;
-        s->force = 1;
-        __atomic_store_n(kick_word(cpu), -1, __ATOMIC_SEQ_CST);
-    }
+    smp_reconsider(s);
     smp_after_wait(s); /* an EOI may have waited for room in the Host's ring */
 }
 

@@ -54,6 +54,7 @@ void smp_spin_hint(struct CPUX86State *env);    /* PAUSE */
 
 /* ---- architecture that Unicorn left to hooks (arch.c) ---- */
 int smp_ack_interrupt(struct CPUX86State *env);
+void smp_reconsider(struct smp_engine *s);    /* after the Guest touched its local APIC */
 void smp_syscall(struct CPUX86State *env, int next_eip_addend, uintptr_t ra);
 void smp_sysenter(struct CPUX86State *env, uintptr_t ra);
 void smp_cpuid(struct CPUX86State *env, uint32_t leaf, uint32_t subleaf, uint32_t *eax,

@@ -24,7 +24,7 @@
 #define COUNTERS 0x8000u              /* lock inc, xchg lock, under the lock, own 0, own 1 */
 #define FLAGS(i) (0x10000u + 0x10000u * (i))   /* x[], y[] */
 #define SEEN(i) (0x30000u + 0x10000u * (i))    /* what each read of the other's */
-#define WAIT_NS 2000000000ull
+#define WAIT_NS 20000000000ull /* a busy host may give two threads little */
 
 struct test {
     struct smp_control *control;

@@ -38,6 +38,12 @@ static target_ulong get(CPUX86State *env, int reg, bool wide)
     return wide ? env->regs[reg] : (uint32_t)env->regs[reg];
 }
 
+/* A 32-bit offset must not wrap in the middle. */
+static uint64_t elements_before_wrap(CPUX86State *env, int reg, bool wide, unsigned size)
+{
+    return wide ? UINT64_MAX : ((1ull << 32) - (uint32_t)env->regs[reg]) / size;
+}
+
 static void add(CPUX86State *env, int reg, uint64_t delta, bool wide)
 {
     env->regs[reg] = wide ? env->regs[reg] + delta : (uint32_t)(env->regs[reg] + delta);
@@ -52,6 +58,8 @@ void helper_smp_rep_movs(CPUX86State *env, target_ulong to, target_ulong from, u
     uint64_t left = n;
     void *source, *target;
 
+    n = left = MIN(n, MIN(elements_before_wrap(env, R_ESI, wide, size),
+                          elements_before_wrap(env, R_EDI, wide, size)));
     if (n < 2 || env->df != 1 || !(target = fast_host(env, to, true)) ||
         !(source = fast_host(env, from, false))) {
         return;
@@ -75,6 +83,7 @@ void helper_smp_rep_stos(CPUX86State *env, target_ulong to, uint32_t how)
     uint64_t value = env->regs[R_EAX];
     void *target;
 
+    n = left = MIN(n, elements_before_wrap(env, R_EDI, wide, size));
     if (n < 2 || env->df != 1 || !(target = fast_host(env, to, true))) {
         return;
     }
