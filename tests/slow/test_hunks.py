@@ -27,7 +27,7 @@ SECONDS = 120
 CASES = [
     ("02-parallel", "atomics", 2, "only=inc"),
     ("03-atomic-helpers", "atomics", 2, "only=xchg-as-lock"),
-    ("park", "atomics", 2, "scale=4"),
+    ("park", "atomics", 2, "only=add split=20000 rounds=1000"),
     ("05-no-exit-after-access", "rmw", 2, ""),
     ("07-exceptions", "traps", 1, ""),
     ("08-code-pages", "coherence", 2, ""),
@@ -52,7 +52,7 @@ def verdict(library: Path, guest: str, vcpus: int, append: str) -> tuple[int, st
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=SECONDS + 30, check=False
     )
-    lines = (done.stdout + done.stderr).strip().splitlines()
+    lines = (done.stderr + done.stdout).strip().splitlines()
     return done.returncode, lines[-1] if lines else ""
 
 
