@@ -5,7 +5,7 @@ Every case builds an engine with one patch, or one step of the code-coherence pr
 verdict, a report that it was killed, or no end within the time-out.  `make hunks` runs this.
 
 Not here, and why: 01, 04, 06, 14 and 16 are the frame that holds the rest (without them nothing
-runs at all: 04's effect is shown by `park`); 15 (order of RDTSC) showed only in Linux's TSC check;
+runs at all: 04's effect is shown by `PARK`); 15 (order of RDTSC) showed only in Linux's TSC check;
 17 is speed.
 """
 
@@ -27,12 +27,12 @@ SECONDS = 120
 CASES = [
     ("02-parallel", "atomics", 2, "only=inc"),
     ("03-atomic-helpers", "atomics", 2, "only=xchg-as-lock"),
-    ("park", "atomics", 2, "only=add split=20000 rounds=1000"),
+    ("PARK", "atomics", 2, "only=add split=20000 rounds=1000"),
     ("05-no-exit-after-access", "rmw", 2, ""),
     ("07-exceptions", "traps", 1, ""),
     ("08-code-pages", "coherence", 2, ""),
-    ("write_protect", "coherence", 2, "scale=4"),
-    ("invalidate", "coherence", 2, ""),
+    ("WRITE_PROTECT", "coherence", 2, "scale=4"),
+    ("INVALIDATE", "coherence", 2, ""),
     ("09-accessed-dirty", "paging", 2, "scale=4"),
     ("10-interrupts", "ipi", 2, ""),
     ("11-syscall", "traps64", 1, ""),
