@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -38,7 +39,7 @@ if __name__ == "__main__":
 
 
 STATUS_USER = 2
-STATUS_INTERRUPTED = 130
+STATUS_HOST = 6
 
 DESCRIPTION = """\
 Runs SMP guests in Unicorn: every virtual CPU is a process of its own, all of
@@ -172,10 +173,12 @@ def run_verb(options: argparse.Namespace, signals: _Signals) -> int:
         with machine, character_mode():
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             end = machine.run(left)
-        if options.stats is not None:
-            Path(options.stats).write_text(json.dumps(end.as_dict(), indent=2) + "\n")
+        written = options.stats is None or _write_stats(options.stats, end)
         if end.reason is not Reason.RESTART:
             _tell(end, log)
+        if not written:
+            return STATUS_HOST
+        if end.reason is not Reason.RESTART:
             return end.status
         log.info("the guest restarts")
 
@@ -188,6 +191,22 @@ def _check_writable(path: str) -> None:
             pass
     except OSError as error:
         raise UserError(f"--stats {path} cannot be written: {error.strerror}") from error
+
+
+def _write_stats(path: str, end: Exit) -> bool:
+    """Whether it could be done; if not, that is said."""
+    try:
+        Path(path).write_text(json.dumps(end.as_dict(), indent=2) + "\n")
+    except OSError as error:
+        _complain(f"--stats {path} cannot be written: {error.strerror}")
+        return False
+    return True
+
+
+def _complain(text: str) -> None:
+    """On stderr, which may be closed or full: that must not change the exit status."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"smpguest: {text}", file=sys.stderr, flush=True)
 
 
 def _tell(end: Exit, log: Any) -> None:
@@ -206,7 +225,18 @@ def _tell(end: Exit, log: Any) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse, run the verb, turn errors into one sentence and a status."""
+    """Parse, run the verb, turn errors into one sentence and a status.
+
+    No exception leaves: Python would end with status 1, which says that the Guest passed.
+    """
+    try:
+        return _main(arguments)
+    except Exception:
+        _complain("a failure of its own:\n" + traceback.format_exc().rstrip())
+        return STATUS_HOST
+
+
+def _main(arguments: list[str] | None) -> int:
     signals = _Signals()
     options = build_parser().parse_args(arguments)
     verb: Callable[[argparse.Namespace, _Signals], int] = options.verb_function
@@ -217,7 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SmpError as error:
         if signals.received is not None:
             return 128 + signals.received
-        print(f"smpguest: {error}", file=sys.stderr)
+        _complain(str(error))
         return error.status
 
 

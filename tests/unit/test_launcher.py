@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from launcher import build_parser
 from runtime.exits import Exit, Reason, exit_status
 from tests.helpers.images import Maker, Piece, code_kernel, write_file
-from tests.helpers.launch import LAUNCHER, launch, needs_engine
+from tests.helpers.launch import LAUNCHER, ROOT, launch, needs_engine
 
 
 @pytest.mark.parametrize(
@@ -145,3 +146,54 @@ def test_afraid_of_being_a_guest(tmp_path: Path) -> None:
     refuse_inside_ourselves(SimpleNamespace(lib=SimpleNamespace(smp_inside_guest=lambda: 0)))
     with pytest.raises(UserError, match="inside one of its own"):
         refuse_inside_ourselves(SimpleNamespace(lib=SimpleNamespace(smp_inside_guest=lambda: 1)))
+
+
+# Failures of ours: status 1 would say that the guest passed ----------------------------------
+
+
+def main_with(before: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`launcher.main()` in a process of its own, after `before` has been executed there."""
+    program = f"import launcher, sys\n{before}\nsys.exit(launcher.main(sys.argv[1:]))"
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_uncaught_exception_is_no_pass() -> None:
+    end = main_with("def f(*_): raise KeyError('oops')\nlauncher.run_verb = f", "run", "k")
+    assert end.returncode == 6
+    assert "Traceback" in end.stderr
+    assert "KeyError: 'oops'" in end.stderr
+
+
+def test_stderr_that_is_full_changes_no_status() -> None:
+    with open("/dev/full", "wb") as full:
+        assert launch("run", "--machine", "vax", "k", stderr=full).returncode == 2
+
+
+PASSES = """
+import runtime.machine
+from runtime.exits import Exit, Reason
+
+class Machine:
+    def __init__(self, *_, **__): pass
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+    def run(self, _): return Exit(Reason.DEBUG_EXIT, 1)
+
+runtime.machine.Machine = Machine
+"""
+
+
+def test_stats_that_cannot_be_written_are_no_pass(tmp_path: Path) -> None:
+    end = main_with(PASSES, "run", "--stats", "/dev/full", "k")
+    assert end.returncode == 6
+    assert end.stderr == "smpguest: --stats /dev/full cannot be written: No space left on device\n"
+    end = main_with(PASSES, "run", "--stats", str(tmp_path), "k")
+    assert end.returncode == 2
+    assert end.stderr == f"smpguest: --stats {tmp_path} cannot be written: Is a directory\n"
+    assert main_with(PASSES, "run", "--stats", str(tmp_path / "s.json"), "k").returncode == 1
