@@ -126,8 +126,7 @@ class Host:
             worker.kill()
             worker.wait()
         for worker in self.workers:
-            while not worker.reported:
-                worker.read_report()
+            worker.read_rest()
         try:
             self._drain()
             self._flush_console()

@@ -79,20 +79,32 @@ class Worker:
         """Readable once it has ended."""
         return int(self._process.sentinel)
 
-    def read_report(self) -> None:
-        """Take what has arrived of its message; never waits."""
+    def read_report(self) -> bool:
+        """Take what has arrived of its message, at most one piece; False: nothing more was there.
+
+        Never waits.
+        """
         try:
             piece = os.read(self.report_fd, READ_SIZE)
         except BlockingIOError:
-            return
+            return False
         if piece:
             self._message += piece
         else:
             self.reported = True
+        return bool(piece)
+
+    def read_rest(self) -> None:
+        """After its end: all that it sent.
+
+        The pipe's end may never come: a child that a user's hook left behind has it open.
+        """
+        while not self.reported and self.read_report():
+            pass
 
     def report(self) -> worker.Report | None:
-        """Its message, if it lived to finish it."""
-        if not self.reported or not self._message:
+        """Its message (call it after its end), if it lived to finish it."""
+        if not self._message:
             return None
         try:
             message = dill.loads(bytes(self._message))

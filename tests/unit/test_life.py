@@ -375,6 +375,23 @@ def test_result_that_cannot_be_sent(bench: Bench, capsys: pytest.CaptureFixture[
     assert "cannot be sent" in capsys.readouterr().err
 
 
+def test_child_of_a_hook_that_outlives_the_worker(bench: Bench) -> None:
+    """It holds the writing end of the report pipe, so that the pipe's end never comes."""
+
+    def on_vcpu(_: Any, index: int) -> Any:
+        if (pid := os.fork()) == 0:
+            time.sleep(60)
+            os._exit(0)
+        return lambda: (pid, [index] * 300_000)
+
+    began = time.monotonic()
+    end = bench.run(lambda cpu: cpu.leave(0), on_vcpu=on_vcpu)
+    pid, numbers = end.results[0]
+    os.kill(pid, signal.SIGKILL)
+    assert numbers == [0] * 300_000
+    assert time.monotonic() - began < 5
+
+
 def test_console_function(bench: Bench) -> None:
     pieces: list[bytes] = []
 
