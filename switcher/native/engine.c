@@ -80,8 +80,9 @@ static void park_if_asked(struct smp_engine *s)
     if (owner && owner != s->index + 1) {
         s->vcpu->counters.parked++;
         smp_leave_guest(s->control, s->index);
-        smp_enter_guest(s->control, s->index); /* waits for exclusive == 0 */
-        s->force = 1;                          /* posts that came meanwhile */
+        if (smp_enter_guest(s->control, s->index) == 0) { /* waits for exclusive == 0, or death */
+            s->force = 1;                                 /* posts that came meanwhile */
+        }
     }
 }
 

@@ -24,6 +24,7 @@
 #define COUNTERS 0x8000u              /* lock inc, xchg lock, under the lock, own 0, own 1 */
 #define FLAGS(i) (0x10000u + 0x10000u * (i))   /* x[], y[] */
 #define SEEN(i) (0x30000u + 0x10000u * (i))    /* what each read of the other's */
+#define TRANSLATIONS (4u << 20)       /* bytes: this runs in the Host, whose memory may be limited */
 #define WAIT_NS 20000000000ull /* a busy host may give two threads little */
 
 struct test {
@@ -146,8 +147,11 @@ static const char *open_engines(struct test *t)
     for (uint32_t i = 0; i < 2; i++) {
         write_program(t->ram, i);
         smp_engine_prepare(t->control, t->ram, i);
-        if (uc_open(UC_ARCH_X86, UC_MODE_64, &t->uc[i]) ||
-            uc_mem_map_ptr(t->uc[i], 0, RAM_SIZE, UC_PROT_ALL, t->ram) || smp_engine_attach(t->uc[i])) {
+        if (uc_open(UC_ARCH_X86, UC_MODE_64, &t->uc[i])) {
+            return "it cannot be opened";
+        }
+        t->uc[i]->tcg_buffer_size = TRANSLATIONS;
+        if (uc_mem_map_ptr(t->uc[i], 0, RAM_SIZE, UC_PROT_ALL, t->ram) || smp_engine_attach(t->uc[i])) {
             return "it cannot be opened";
         }
     }

@@ -218,3 +218,11 @@ def test_lock_on_a_bit_test_of_a_register_is_ud(tmp_path: Path, code: str) -> No
     end = run(tmp_path, code_kernel(bytes.fromhex(code) + debug_exit_code(0)), vcpus=2)
     assert end.reason is Reason.KILLED
     assert "triple fault" in end.text
+
+
+@pytest.mark.parametrize("code", ["d9c9", "d8c1", "d9e8", "dae9", "d40a", "0f20d0"])
+def test_long_blocks_of_one_instruction(tmp_path: Path, code: str) -> None:
+    """1,500 in a row: their translations leak temporaries; 240 fxch crashed the engine."""
+    stream = b"\x0f\x20\xc0\x24\xf1\x0f\x22\xc0\xdb\xe3"  # clear CR0.EM, TS; fninit
+    end = run(tmp_path, code_kernel(stream + bytes.fromhex(code) * 1500 + debug_exit_code(0)))
+    assert (end.reason, end.status) == (Reason.DEBUG_EXIT, 1), end.text
