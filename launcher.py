@@ -187,8 +187,8 @@ def _check_writable(path: str) -> None:
     from runtime.errors import UserError
 
     try:
-        with Path(path).open("a"):
-            pass
+        # Without waiting for whom a FIFO would be read by.
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666))
     except OSError as error:
         raise UserError(f"--stats {path} cannot be written: {error.strerror}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,10 +42,14 @@ class Image:
 def read_image(path: Path) -> Image:
     """The whole file; raises UserError when it cannot be one."""
     try:
+        # Before it is opened: opening a FIFO waits for somebody to write it.
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError
+        if not stat.S_ISREG(kind):
+            raise UserError(f"{path} is not a file")
         with path.open("rb") as file:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):
-                raise UserError(f"{path} is not a file")
+            status = os.fstat(file.fileno())
             if status.st_size > MAX_FILE:
                 raise UserError(f"{path} is too large ({format_size(status.st_size)})")
             data = file.read()

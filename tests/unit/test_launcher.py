@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from launcher import build_parser
 from runtime.exits import Exit, Reason, exit_status
-from tests.helpers.images import Maker, Piece, code_kernel, write_file
+from tests.helpers.images import Maker, Piece, code_kernel, debug_exit_code, write_file
 from tests.helpers.launch import LAUNCHER, ROOT, launch, needs_engine
 
 
@@ -197,3 +198,29 @@ def test_stats_that_cannot_be_written_are_no_pass(tmp_path: Path) -> None:
     assert end.returncode == 2
     assert end.stderr == f"smpguest: --stats {tmp_path} cannot be written: Is a directory\n"
     assert main_with(PASSES, "run", "--stats", str(tmp_path / "s.json"), "k").returncode == 1
+
+
+@pytest.mark.parametrize("where", ["kernel", "stats"])
+def test_a_fifo_is_refused_without_waiting_for_its_other_end(tmp_path: Path, where: str) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    kernel = write_file(tmp_path, code_kernel(debug_exit_code(0)))
+    options = ["run", fifo] if where == "kernel" else ["run", "--stats", fifo, kernel]
+    done = subprocess.run(
+        [sys.executable, LAUNCHER, *options], capture_output=True, timeout=30, check=False
+    )
+    assert done.returncode == 2, done.stderr
+
+
+def test_a_full_stderr_does_not_change_the_verdict(tmp_path: Path) -> None:
+    needs_engine()
+    kernel = write_file(tmp_path, code_kernel(b"\x0f\x0b"))  # ud2 without an IDT
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, LAUNCHER, "run", kernel],
+            stdout=subprocess.DEVNULL,
+            stderr=full,
+            timeout=30,
+            check=False,
+        )
+    assert done.returncode == 4
