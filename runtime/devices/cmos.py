@@ -20,6 +20,8 @@ BASE_MEMORY, EXTENDED_MEMORY, EXTENDED_MEMORY_2, HIGH_MEMORY, CENTURY = 0x15, 0x
 A_UPDATING, A_DIVIDER = 0x80, 0x26
 B_SET, B_BINARY, B_24H = 0x80, 0x04, 0x02
 D_VALID = 0x80
+FIRST_YEAR, LAST_YEAR = 1000, 9000
+"""What the Guest may set; far from the ends of datetime, so that time can pass."""
 UPDATE_SECONDS = 244e-6
 """UIP is up for this long before each second."""
 _CLOCK = (SECONDS, MINUTES, HOURS, WEEKDAY, DAY, MONTH, YEAR, CENTURY)
@@ -131,9 +133,12 @@ class Cmos:
             hour = self._decode(hour)
         else:
             hour = self._decode(hour & 0x7F) % 12 + (12 if hour & 0x80 else 0)
+        year = self._decode(fields[CENTURY]) * 100 + self._decode(fields[YEAR])
+        if not FIRST_YEAR <= year <= LAST_YEAR:
+            return
         try:
             wanted = datetime(
-                self._decode(fields[CENTURY]) * 100 + self._decode(fields[YEAR]),
+                year,
                 self._decode(fields[MONTH]),
                 self._decode(fields[DAY]),
                 hour,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from runtime.devices import cmos, pic, power
@@ -193,6 +195,35 @@ def test_nonsense_in_the_clock_is_harmless(value: int) -> None:
     for register in (0, 2, 4, 6, 7, 8, 9, 0x32):
         chip.set(register, value)
     assert 0 <= chip.get(8) <= 0xFF
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_clock_set_to_the_end_of_time(*, binary: bool) -> None:
+    chip = Chip()
+    chip.set(0x0B, 0x86 if binary else 0x82)
+    last = (99, 99, 12, 31, 23, 59, 59)
+    for register, value in zip((0x32, 9, 8, 7, 4, 2, 0), last, strict=True):
+        chip.set(register, value if binary else (value // 10 << 4) | value % 10)
+    chip.set(0x0B, 0x06 if binary else 0x02)
+    chip.now += 10
+    assert 0 <= chip.get(9) <= 0xFF
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_value_of_a_guest_raises(seed: int) -> None:
+    """All registers, nonsense and extremes, with time passing between."""
+    rng = random.Random(seed)
+    chip = Chip()
+    edges = (0x00, 0x01, 0x09, 0x12, 0x23, 0x31, 0x59, 0x99, 23, 31, 59, 99, 0x80, 0xFF)
+    clock = (0, 2, 4, 6, 7, 8, 9, 0x0B, 0x32)
+    for _ in range(3000):
+        register = rng.choice(clock) if rng.random() < 0.7 else rng.randrange(256)
+        if rng.random() < 0.6:
+            chip.set(register, rng.choice(edges) if rng.random() < 0.8 else rng.randrange(256))
+        else:
+            assert 0 <= chip.get(register) <= 0xFF
+        if rng.random() < 0.1:
+            chip.now += rng.choice((0.001, 1, 3600, 86400, 1e6))
 
 
 def test_memory_size() -> None:
