@@ -32,7 +32,9 @@ from runtime.pc import PcMachine
 from runtime.workers import Worker
 
 END_SECONDS = 1.0
-"""How long workers have to leave once the Guest is dead; then SIGKILL."""
+"""How long workers have to leave once the Guest is dead, or have reported; then SIGKILL."""
+RESULT_SECONDS = 30.0
+"""How long what the hooks returned may compute once the Guest is dead; then SIGKILL."""
 START_SECONDS = 60.0
 """How long workers have to become ready (a loaded machine, not a normal one)."""
 FLUSH_SECONDS = 1.0
@@ -117,14 +119,15 @@ class Host:
 
     def end(self) -> None:
         """The Guest is dead: everybody leaves, or is killed; then the last console bytes."""
-        deadline = time.monotonic() + END_SECONDS
+        began = time.monotonic()
         self._unwatch_source()
-        while self._alive() and self._round_whatever_happens(deadline):
-            pass
-        for worker in self._alive():
-            self._log.warning("worker did not leave in time", vcpu=worker.index)
-            worker.kill()
-            worker.wait()
+        while alive := self._alive():
+            first = min(self._last_moment(worker, began) for worker in alive)
+            if self._round_whatever_happens(first):
+                continue
+            for worker in alive:
+                if self._last_moment(worker, began) <= time.monotonic():
+                    self._put_down(worker)
         for worker in self.workers:
             worker.read_rest()
         try:
@@ -136,6 +139,25 @@ class Host:
             lost = self._console.drain(time.monotonic() + FLUSH_SECONDS)
             if lost:
                 self._log.warning("console output lost: its reader did not keep up", bytes=lost)
+
+    def _last_moment(self, worker: Worker, began: float) -> float:
+        """Until when (time.monotonic seconds) the end that began at `began` waits for it."""
+        if worker.reported_at is not None:
+            return max(began, worker.reported_at) + END_SECONDS
+        stopped = self._control.state(worker.index) == "stopped"
+        return began + (RESULT_SECONDS if stopped else END_SECONDS)
+
+    def _put_down(self, worker: Worker) -> None:
+        if worker.reported_at is None and self._control.state(worker.index) == "stopped":
+            self._log.error(
+                f"what vCPU {worker.index}'s hooks returned did not compute their results "
+                f"in {RESULT_SECONDS:g} seconds"
+            )
+        else:
+            self._log.warning("worker did not leave in time", vcpu=worker.index)
+        worker.kill()
+        worker.wait()
+        self._on_end(worker)
 
     def close(self) -> None:
         """Give everything back; workers must have ended."""
@@ -278,7 +300,7 @@ class Host:
 
     def _on_report(self, worker: Worker) -> None:
         worker.read_report()
-        if worker.reported:
+        if worker.reported_at is not None:
             self._selector.unregister(worker.report_fd)
 
     def _on_end(self, worker: Worker) -> None:

@@ -52,7 +52,9 @@ class Machine:
     bytes; `source` feeds the console's input.  `on_vcpu(uc, index)`, and
     `hooks[i](uc, i)` for one vCPU, run in that vCPU's process before it starts
     and may attach Unicorn's own hooks; what they return (called first if it is
-    callable) comes back as `Exit.results[i]`.
+    callable) comes back as `Exit.results[i]`.  Once the Guest is dead the
+    callables have 30 seconds (`runtime.host.RESULT_SECONDS`): a vCPU that is not
+    done by then has no entry in `results`, and the log says so.
 
     Used as a context manager; entering builds it and starts the workers,
     paused.  Raises UserError, HostError.  Methods are called from the thread
@@ -240,7 +242,7 @@ class Machine:
         verdict = control.verdict()
         if verdict.reason is Reason.WORKER:
             host.end()
-            log_traces(host.workers, self._log)
+            log_traces(control, host.workers, self._log)
             raise HostError(verdict.text)
 
     def _abandon(self) -> None:
@@ -285,7 +287,7 @@ class Machine:
             control.kill(Reason.STOPPED, "the caller was interrupted")
             raise
         host.end()
-        log_traces(host.workers, self._log)
+        log_traces(control, host.workers, self._log)
         console = bytes(self._console.data) if isinstance(self._console, Capture) else b""
         wall = time.monotonic() - self._started_at
         return make_exit(control, host.workers, console, wall, time.thread_time() - self._host_cpu)

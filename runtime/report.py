@@ -55,9 +55,13 @@ def make_exit(
     )
 
 
-def log_traces(workers: Iterable[Worker], log: Any) -> None:
-    """The tracebacks of workers that failed: those are ours, or the user's hooks'."""
+def log_traces(control: ControlBlock, workers: Iterable[Worker], log: Any) -> None:
+    """The tracebacks of workers that failed (ours, or the user's hooks'), and missing reports."""
     for worker in workers:
         report = worker.report()
-        if report is not None and report.trace:
+        if report is None:
+            # Of a worker that died earlier the verdict or the log has told.
+            if control.state(worker.index) == "stopped":
+                log.error(f"vCPU {worker.index}'s report is missing: no results of its hooks")
+        elif report.trace:
             log.error(f"vCPU {worker.index}'s worker:\n{report.trace.rstrip()}")

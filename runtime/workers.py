@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,10 +25,11 @@ class Worker:
     def __init__(self, index: int) -> None:
         self.index = index
         self.report_fd = -1
-        self.reported = False  # its end of the pipe is closed
+        self.reported_at: float | None = None  # when its end of the pipe was closed
         self.buried = False
         self._message = bytearray()
         self._process: Any = None
+        self._pidfd = -1
 
     def start(self, make_setup: Callable[[int], worker.Setup]) -> None:
         """Fork it; `make_setup` gets the writing end of its report pipe.
@@ -54,6 +56,11 @@ class Worker:
                 finally:
                     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
                 self._process = process
+                try:
+                    self._pidfd = nursery.adopt(os.pidfd_open(process.pid))
+                except OSError:
+                    process.kill()
+                    raise
                 nursery.adopt(process.sentinel)
             finally:
                 os.close(send)
@@ -76,8 +83,11 @@ class Worker:
 
     @property
     def sentinel(self) -> int:
-        """Readable once it has ended."""
-        return int(self._process.sentinel)
+        """Readable once it has ended.
+
+        Not multiprocess's sentinel: a child that a user's hook left behind keeps that one silent.
+        """
+        return self._pidfd
 
     def read_report(self) -> bool:
         """Take what has arrived of its message, at most one piece; False: nothing more was there.
@@ -91,7 +101,7 @@ class Worker:
         if piece:
             self._message += piece
         else:
-            self.reported = True
+            self.reported_at = time.monotonic()
         return bool(piece)
 
     def read_rest(self) -> None:
@@ -99,7 +109,7 @@ class Worker:
 
         The pipe's end may never come: a child that a user's hook left behind has it open.
         """
-        while not self.reported and self.read_report():
+        while self.reported_at is None and self.read_report():
             pass
 
     def report(self) -> worker.Report | None:
@@ -141,6 +151,9 @@ class Worker:
             nursery.disown(self._process.sentinel)
             self._process.close()
             self._process = None
+        if self._pidfd >= 0:
+            nursery.close_fd(self._pidfd)
+            self._pidfd = -1
         if self.report_fd >= 0:
             nursery.close_fd(self.report_fd)
             self.report_fd = -1

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from runtime import host
 from runtime.errors import HostError, UserError
 from runtime.machine import Exit, Machine, Reason
 from tests.helpers.fake_engine import Cpu, Guest, play
@@ -373,6 +374,51 @@ def test_result_that_cannot_be_sent(bench: Bench, capsys: pytest.CaptureFixture[
     assert end.status == 1
     assert end.results == {}
     assert "cannot be sent" in capsys.readouterr().err
+
+
+def test_result_that_takes_longer_than_leaving(bench: Bench) -> None:
+    def slow() -> int:
+        time.sleep(host.END_SECONDS + 0.5)
+        return 7
+
+    end = bench.run(lambda cpu: cpu.leave(0), on_vcpu=lambda *_: slow)
+    assert (end.results, end.status) == ({0: 7}, 1)
+
+
+def test_result_that_never_comes(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.monkeypatch.setattr(host, "RESULT_SECONDS", 1.5)
+    hooks = {0: lambda *_: lambda: time.sleep(60), 1: lambda *_: 5}
+    began = time.monotonic()
+    end = bench.run(lambda cpu: cpu.leave(0) if cpu.index else spin(cpu), vcpus=2, hooks=hooks)
+    assert 1.5 <= time.monotonic() - began < 5
+    assert (end.results, end.status, end.reason) == ({1: 5}, 1, Reason.DEBUG_EXIT)
+    said = capsys.readouterr().err
+    assert "vCPU 0's hooks returned did not compute their results in 1.5 seconds" in said
+    assert "vCPU 0's report is missing" in said
+
+
+def test_worker_killed_while_it_computes_its_result(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    end = bench.run(
+        lambda cpu: cpu.leave(0), on_vcpu=lambda *_: lambda: os.kill(os.getpid(), signal.SIGKILL)
+    )
+    assert (end.results, end.status, end.reason) == ({}, 1, Reason.DEBUG_EXIT)
+    assert "vCPU 0's report is missing" in capsys.readouterr().err
+
+
+def test_child_of_a_hook_that_outlives_a_killed_worker(bench: Bench, tmp_path: Path) -> None:
+    def on_vcpu(_: Any, index: int) -> None:
+        if (pid := os.fork()) == 0:
+            time.sleep(60)
+            os._exit(0)
+        (tmp_path / "pid").write_text(str(pid))
+
+    began = time.monotonic()
+    end = bench.run(lambda cpu: os.kill(os.getpid(), signal.SIGKILL), on_vcpu=on_vcpu)
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    assert end.text == "vCPU 0's worker was killed by SIGKILL"
+    assert time.monotonic() - began < 5
 
 
 def test_child_of_a_hook_that_outlives_the_worker(bench: Bench) -> None:
