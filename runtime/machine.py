@@ -148,6 +148,7 @@ class Machine:
         with self._guard:
             self._host = host
         self.ram = DmaRam(block, self._kill_for_bad_address, switcher, control.pointer, ram_pointer)
+        self._stack.callback(self.ram.close)
         self._start_workers(switcher, control, host, ram_pointer)
         self._log.info(
             f"{pc.name} machine (guessed from the image): {start.kind} kernel, "

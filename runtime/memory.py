@@ -12,13 +12,14 @@ import errno
 import mmap
 import os
 import secrets
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import posix_ipc
 
-from runtime.errors import UserError
+from runtime.errors import HostError, UserError
 from runtime.sizes import format_size
 
 PREFIX = "smpguest"
@@ -156,11 +157,29 @@ class DmaRam(GuestRam):
         self._switcher = switcher
         self._control = control
         self._ram = ram
+        self._lock = threading.Lock()  # a DMA in another thread against close()
+
+    def close(self) -> None:
+        """The memory goes away: what is read or written from now on raises HostError."""
+        with self._lock:
+            self._control = self._ram = None
+
+    def _check_open(self) -> None:
+        if self._ram is None:
+            raise HostError("the machine is closed")
+
+    def read(self, address: int, length: int) -> bytes:
+        """As before the Guest runs."""
+        self._check_open()
+        return super().read(address, length)
 
     def write(self, address: int, data: bytes | memoryview) -> None:
         """Device DMA: coherent with every engine's translations (ENGINE.md, coherence rule 6)."""
-        if not self._inside(address, len(data)):
-            self._kill(f"bad write address {address:#x} len {len(data)}")
-            return
-        view = self._switcher.ffi.from_buffer(data)
-        self._switcher.lib.smp_dma_write(self._control, self._ram, address, view, len(data))
+        with self._lock:
+            self._check_open()
+            if self._inside(address, len(data)):
+                view = self._switcher.ffi.from_buffer(data)
+                lib = self._switcher.lib
+                lib.smp_dma_write(self._control, self._ram, address, view, len(data))
+                return
+        self._kill(f"bad write address {address:#x} len {len(data)}")

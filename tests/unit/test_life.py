@@ -334,6 +334,15 @@ def test_never_run(bench: Bench) -> None:
         pass
 
 
+def test_ram_of_a_closed_machine(bench: Bench) -> None:
+    with bench.machine(spin) as machine:
+        machine.ram.write(0x1000, b"abc")
+        assert machine.ram.read(0x1000, 3) == b"abc"
+    for use in (lambda: machine.ram.write(0x1000, b"x"), lambda: machine.ram.read(0x1000, 1)):
+        with pytest.raises(HostError, match="the machine is closed"):
+            use()
+
+
 # Hooks, console ---------------------------------------------------------------------------
 
 
