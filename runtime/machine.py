@@ -265,9 +265,11 @@ class Machine:
             control.close()
 
     def _kill_for_bad_address(self, text: str) -> None:
-        with self._guard:
-            if self._control is not None:
-                self._control.kill(Reason.KILLED, text)
+        # Without the guard: devices call this with the Big Lock, which pause() takes inside it.
+        # They run in the Host's thread, which also takes the control block down.
+        control = self._control
+        if control is not None:
+            control.kill(Reason.KILLED, text)
 
     # Run --------------------------------------------------------------------------
 

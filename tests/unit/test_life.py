@@ -334,6 +334,29 @@ def test_never_run(bench: Bench) -> None:
         pass
 
 
+def test_bad_address_while_another_thread_holds_the_guard(bench: Bench) -> None:
+    """A device that does DMA has the Big Lock; pause() has the guard and waits for that lock."""
+    with bench.machine(spin) as machine:
+        held, done = threading.Event(), threading.Event()
+
+        def other() -> None:
+            with machine._guard:
+                held.set()
+                done.wait(5)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        held.wait()
+        began = time.monotonic()
+        machine.ram.write(1 << 40, b"x")
+        waited = time.monotonic() - began
+        done.set()
+        thread.join()
+        assert waited < 3
+        end = machine.run(20)
+    assert (end.reason, end.text) == (Reason.KILLED, "bad write address 0x10000000000 len 1")
+
+
 def test_ram_of_a_closed_machine(bench: Bench) -> None:
     with bench.machine(spin) as machine:
         machine.ram.write(0x1000, b"abc")
