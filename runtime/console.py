@@ -25,6 +25,9 @@ BUSY_ABOVE = 1 << 20
 FREE_BELOW = 1 << 19
 DROP_ABOVE = 16 << 20
 """A guest that ignores a busy line loses what it prints beyond this."""
+CAPTURE_MAX = 64 << 20
+"""How much of what the Guest printed `Exit.console` has: the newest."""
+TRIM = 1 << 20
 CHUNK = 4096
 
 
@@ -56,14 +59,27 @@ class Output(Protocol):
 
 
 class Capture:
-    """Keeps everything: `Exit.console`."""
+    """Keeps the newest CAPTURE_MAX bytes: `Exit.console`."""
 
     def __init__(self) -> None:
         self.data = bytearray()
+        self.lost = 0
 
     def put(self, byte: int) -> None:
         """Keep it."""
         self.data.append(byte)
+        if len(self.data) >= CAPTURE_MAX + TRIM:
+            self._trim()
+
+    def _trim(self) -> None:
+        surplus = max(0, len(self.data) - CAPTURE_MAX)
+        del self.data[:surplus]
+        self.lost += surplus
+
+    def newest(self) -> bytes:
+        """What was kept; `lost` is how much came before that."""
+        self._trim()
+        return bytes(self.data)
 
     def flush(self) -> None:
         """Nothing waits."""

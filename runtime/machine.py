@@ -48,7 +48,7 @@ class Machine:
     """One machine and its Guest.
 
     `kernel` is a file; `memory` bytes or text like "64M"; `console` is
-    "inherit" (stdout), "capture" (`Exit.console`) or a function that takes
+    "inherit" (stdout), "capture" (`Exit.console`, the newest 64 MiB) or a function that takes
     bytes; `source` feeds the console's input.  `on_vcpu(uc, index)`, and
     `hooks[i](uc, i)` for one vCPU, run in that vCPU's process before it starts
     and may attach Unicorn's own hooks; what they return (called first if it is
@@ -291,9 +291,19 @@ class Machine:
             raise
         host.end()
         log_traces(control, host.workers, self._log)
-        console = bytes(self._console.data) if isinstance(self._console, Capture) else b""
+        console = self._captured()
         wall = time.monotonic() - self._started_at
         return make_exit(control, host.workers, console, wall, time.thread_time() - self._host_cpu)
+
+    def _captured(self) -> bytes:
+        if not isinstance(self._console, Capture):
+            return b""
+        newest = self._console.newest()
+        if self._console.lost:
+            self._log.warning(
+                "console output lost: only the newest is kept", bytes=self._console.lost
+            )
+        return newest
 
     # From other threads and signal handlers ------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from runtime import host
+from runtime import console, host
 from runtime.errors import HostError, UserError
 from runtime.machine import Exit, Machine, Reason
 from tests.helpers.fake_engine import Cpu, Guest, play
@@ -468,6 +468,22 @@ def test_child_of_a_hook_that_outlives_the_worker(bench: Bench) -> None:
     os.kill(pid, signal.SIGKILL)
     assert numbers == [0] * 300_000
     assert time.monotonic() - began < 5
+
+
+def test_captured_console_has_a_bound(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.monkeypatch.setattr(console, "CAPTURE_MAX", 1000)
+    bench.monkeypatch.setattr(console, "TRIM", 10)
+
+    def guest(cpu: Cpu) -> None:
+        cpu.print(b"%04d" * 500 % tuple(range(500)))
+        cpu.leave(0)
+
+    end = bench.run(guest)
+    assert end.console == b"%04d" * 250 % tuple(range(250, 500))
+    assert "console output lost" in (said := capsys.readouterr().err)
+    assert "bytes=1000" in said
 
 
 def test_console_function(bench: Bench) -> None:
