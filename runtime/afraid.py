@@ -6,12 +6,8 @@ from typing import Any
 
 from runtime.errors import UserError
 
-SIGNATURE = b"smpguestsmpg"
-"""CPUID leaf 0x40000000: EBX, ECX, EDX."""
-
 
 def refuse_inside_ourselves(switcher: Any) -> None:
     """Raises UserError when CPUID says that this machine is one of ours."""
-    look = getattr(switcher.lib, "smp_inside_guest", None)
-    if look is not None and look():
+    if switcher.lib.smp_inside_guest():
         raise UserError("smpguest does not run inside one of its own guests")

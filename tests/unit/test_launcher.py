@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -138,13 +139,15 @@ def test_stats_are_plain(tmp_path: Path) -> None:
     assert end.death is None
 
 
-def test_afraid_of_being_a_guest(tmp_path: Path) -> None:
+def test_afraid_of_being_a_guest(lib: Any) -> None:
     from types import SimpleNamespace
 
     from runtime.afraid import refuse_inside_ourselves
     from runtime.errors import UserError
 
-    refuse_inside_ourselves(SimpleNamespace(lib=SimpleNamespace(smp_inside_guest=lambda: 0)))
+    refuse_inside_ourselves(SimpleNamespace(lib=lib))  # this is no guest of ours
+    with pytest.raises(AttributeError):  # a Switcher that cannot say is not taken for a "no"
+        refuse_inside_ourselves(SimpleNamespace(lib=object()))
     with pytest.raises(UserError, match="inside one of its own"):
         refuse_inside_ourselves(SimpleNamespace(lib=SimpleNamespace(smp_inside_guest=lambda: 1)))
 
