@@ -38,8 +38,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(_HERE))
 
 
-STATUS_USER = 2
-STATUS_HOST = 6
+from runtime.errors import STATUS_HOST, STATUS_USER  # noqa: E402 (now in the environment)
 
 DESCRIPTION = """\
 Runs SMP guests in Unicorn: every virtual CPU is a process of its own, all of
@@ -76,8 +75,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _vcpus(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 16:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of vCPUs from 1 to 16")
+    from switcher.binding import constants
+
+    most = constants["SMP_MAX_VCPUS"]
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of vCPUs from 1 to {most}")
     return int(text)
 
 
@@ -102,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("kernel", metavar="KERNEL", help="the image to boot")
     run.add_argument("--machine", metavar="M", help="the kind of machine: pc (default: guessed)")
     run.add_argument(
-        "--vcpus", metavar="N", type=_vcpus, default=1, help="virtual CPUs, 1 to 16 (default 1)"
+        "--vcpus", metavar="N", type=_vcpus, default=1, help="virtual CPUs (default 1)"
     )
     run.add_argument(
         "--memory", metavar="SIZE", default="64M", help="RAM, for example 64M or 1G (default 64M)"

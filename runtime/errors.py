@@ -1,4 +1,4 @@
-"""The three kinds of error (docs/journey.md): the Guest's, the user's, ours.
+"""The kinds of error (docs/journey.md): the user's and ours; the Guest's is an `Exit`.
 
 Each carries the exit status that the Launcher leaves with, so that no other
 place has to know which exception means what.
@@ -21,12 +21,6 @@ class UserError(SmpError):
     """A mistake of the user: a bad option, a bad image, not enough room."""
 
     status = STATUS_USER
-
-
-class GuestError(SmpError):
-    """The Guest misbehaved: it is killed, the Host goes on."""
-
-    status = STATUS_GUEST
 
 
 class HostError(SmpError):

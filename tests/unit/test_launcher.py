@@ -13,6 +13,7 @@ import pytest
 
 from launcher import build_parser
 from runtime.exits import Exit, Reason, exit_status
+from switcher import binding
 from tests.helpers.images import Maker, Piece, code_kernel, debug_exit_code, write_file
 from tests.helpers.launch import LAUNCHER, ROOT, launch, needs_engine
 
@@ -73,6 +74,13 @@ def test_bad_memory(tmp_path: Path, memory: str) -> None:
     end = launch("run", "--memory", memory, write_file(tmp_path, code_kernel(b"\xf4")))
     assert end.returncode == 2
     assert end.stderr.count(b"\n") == 1
+
+
+def test_most_vcpus_are_the_control_block_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(binding.constants, "SMP_MAX_VCPUS", 3)
+    assert build_parser().parse_args(["run", "--vcpus", "3", "k"]).vcpus == 3
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["run", "--vcpus", "4", "k"])
 
 
 def test_help_teaches() -> None:
