@@ -90,8 +90,21 @@ def _become_worker(setup: Setup) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != setup.host_pid:
         os._exit(STATUS_FAILED)  # it died before the line above: nobody is left to tell
+    take_cores(setup.index, int(setup.control.vcpus))
     nursery.close_private_fds(setup.keep_fds)
     _drop_memory_fds()
+
+
+def take_cores(index: int, vcpus: int) -> None:
+    """No two vCPUs of a machine on one core, while there are cores for all.
+
+    The cores we may use are dealt out like cards: each vCPU may roam in its own hand, so several
+    machines still spread over the host.  Left to itself the kernel wakes a vCPU beside its waker
+    and leaves two busy ones on one core for many milliseconds.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if 1 < vcpus <= len(cores):
+        os.sched_setaffinity(0, cores[index::vcpus])
 
 
 def _drop_memory_fds() -> None:
