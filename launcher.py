@@ -233,6 +233,9 @@ def main(arguments: list[str] | None = None) -> int:
     """
     try:
         return _main(arguments)
+    except ModuleNotFoundError as error:
+        _complain(f"it is not set up yet ({error.name} is missing): run `make demo` first")
+        return STATUS_USER
     except Exception:
         _complain("a failure of its own:\n" + traceback.format_exc().rstrip())
         return STATUS_HOST

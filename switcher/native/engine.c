@@ -331,7 +331,12 @@ int smp_run(void *handle)
 
 void smp_exception(CPUState *cpu)
 {
-    cpu->uc->smp->vcpu->counters.exceptions++;
+    struct smp_engine *s = cpu->uc->smp;
+
+    s->vcpu->counters.exceptions++;
+    s->recent[0] = s->recent[1];
+    s->recent[1] = s->recent[2];
+    s->recent[2] = (uint32_t)cpu->exception_index;
 }
 
 void smp_triple_fault(CPUX86State *env)
@@ -339,9 +344,9 @@ void smp_triple_fault(CPUX86State *env)
     struct smp_engine *s = env->uc->smp;
     char text[SMP_TEXT];
 
-    snprintf(text, sizeof(text), "vCPU %u: triple fault at %04x:%#llx (cr2 %#llx, cr3 %#llx)", s->index,
-             (unsigned)env->segs[R_CS].selector, (unsigned long long)env->eip,
-             (unsigned long long)env->cr[2], (unsigned long long)env->cr[3]);
+    snprintf(text, sizeof(text), "vCPU %u: triple fault at %04x:%#llx (exceptions %u, %u, %u; cr2 %#llx, cr3 %#llx)",
+             s->index, (unsigned)env->segs[R_CS].selector, (unsigned long long)env->eip, s->recent[0],
+             s->recent[1], s->recent[2], (unsigned long long)env->cr[2], (unsigned long long)env->cr[3]);
     smp_kill_guest(s->control, SMP_DEAD_KILLED, s->index, 0, text);
 }
 

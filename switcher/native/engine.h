@@ -33,6 +33,7 @@ struct smp_engine {
     uint64_t *granules;
     uint64_t deferred[64];     /* invalidations that arrived during a translation */
     uint32_t deferred_count;
+    uint32_t recent[3];        /* the last exceptions, newest last: the story of a triple fault */
     uint32_t pauses;
     uint32_t pauses_per_yield;
     bool attached;

@@ -26,6 +26,8 @@ from tests.helpers.images import (
 from tests.helpers.launch import launch, needs_engine
 from tests.helpers.leaks import no_leaks
 
+HOOK_READ, HOOK_WRITE = 1 << 10, 1 << 11  # UC_HOOK_MEM_READ, _WRITE
+
 
 @pytest.fixture(autouse=True)
 def engine() -> Iterator[None]:
@@ -226,3 +228,22 @@ def test_long_blocks_of_one_instruction(tmp_path: Path, code: str) -> None:
     stream = b"\x0f\x20\xc0\x24\xf1\x0f\x22\xc0\xdb\xe3"  # clear CR0.EM, TS; fninit
     end = run(tmp_path, code_kernel(stream + bytes.fromhex(code) * 1500 + debug_exit_code(0)))
     assert (end.reason, end.status) == (Reason.DEBUG_EXIT, 1), end.text
+
+
+@pytest.mark.parametrize("vcpus", [1, 2])
+@pytest.mark.parametrize(
+    "code", ["f0ff05", "8705", "f00fc105", "ff05"], ids=["lock inc", "xchg", "lock xadd", "inc"]
+)
+def test_memory_hooks_see_locked_instructions(tmp_path: Path, code: str, vcpus: int) -> None:
+    """A read and a write of each, as of a plain `inc`."""
+
+    def watch(uc: Any, vcpu: int) -> Any:
+        seen: list[int] = []
+        uc.hook_add(
+            HOOK_READ | HOOK_WRITE, lambda *a: seen.append(a[1]), begin=0x300000, end=0x300003
+        )
+        return lambda: len(seen)
+
+    kernel = code_kernel(bytes.fromhex(code) + b"\x00\x00\x30\x00" + debug_exit_code(0))
+    end = run(tmp_path, kernel, vcpus=vcpus, hooks={0: watch})
+    assert end.results == {0: 2}
