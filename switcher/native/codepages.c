@@ -38,11 +38,6 @@ static void relax(uint32_t *turns)
     }
 }
 
-static bool dead(struct smp_engine *s)
-{
-    return __atomic_load_n(&s->control->dead, __ATOMIC_SEQ_CST) != SMP_ALIVE;
-}
-
 /* ---- writing ------------------------------------------------------------- */
 
 bool smp_write_is_fast(struct uc_struct *uc, const void *host)
@@ -121,7 +116,7 @@ static void wait_writers(struct smp_engine *s, uint64_t *word)
 {
     uint32_t turns = 0;
 
-    while (PAGE_WRITERS(load(word)) && !dead(s)) {
+    while (PAGE_WRITERS(load(word)) && !smp_dead(s)) {
         relax(&turns);
     }
 }
@@ -143,7 +138,7 @@ static void ask_writers(struct smp_engine *s, uint64_t page)
         if (!(writers >> i & 1)) {
             continue;
         }
-        while ((load(word) & PAGE_FAST(i)) && !dead(s) &&
+        while ((load(word) & PAGE_FAST(i)) && !smp_dead(s) &&
                __atomic_load_n(&smp_vcpu(s->control, i)->in_guest, __ATOMIC_SEQ_CST)) {
             smp_drain(s, true); /* it may be waiting for us just now */
             relax(&turns);
@@ -160,7 +155,7 @@ static void declare_granule(struct smp_engine *s, uint64_t granule)
         if (PAGE_WRITERS(old)) {
             wait_writers(s, word);
             old = load(word);
-            if (dead(s)) {
+            if (smp_dead(s)) {
                 break;
             }
         } else if (swap(word, &old, old | s->code_bit)) {
@@ -276,7 +271,7 @@ void smp_drain(struct smp_engine *s, bool translating)
             /* Reserved and not yet filled.  Complete posts may stand behind it whose producers have
              * kicked already and will not again: wait.  A producer waits for nothing in between,
              * and if it was killed there the Guest is dead. */
-            if (dead(s)) {
+            if (smp_dead(s)) {
                 break;
             }
             relax(&turns);

@@ -37,11 +37,6 @@ static struct {
     void *cpu;
 } prepared;
 
-static bool is_dead(struct smp_engine *s)
-{
-    return __atomic_load_n(&s->control->dead, __ATOMIC_SEQ_CST) != SMP_ALIVE;
-}
-
 static uint16_t *kick_word(CPUState *cpu)
 {
     return (uint16_t *)&cpu_neg(cpu)->icount_decr.u16.high;
@@ -100,7 +95,7 @@ bool smp_poll(CPUState *cpu)
     } while (s->force);
     s->vcpu->counters.kicks++;
     take_events(s);
-    if (s->outer || is_dead(s)) {
+    if (s->outer || smp_dead(s)) {
         cpu->exception_index = EXCP_INTERRUPT;
         return true;
     }
@@ -212,7 +207,7 @@ static bool awake(struct smp_engine *s)
 {
     CPUState *cpu = s->uc->cpu;
 
-    if (s->outer || is_dead(s)) {
+    if (s->outer || smp_dead(s)) {
         return true;
     }
     return !s->vcpu->lapic.wait_sipi && CPU_GET_CLASS(cpu)->has_work(cpu);
@@ -259,7 +254,7 @@ static int run(struct smp_engine *s)
     CPUState *cpu = s->uc->cpu;
 
     for (;;) {
-        if (is_dead(s)) {
+        if (smp_dead(s)) {
             return SMP_EXIT_DEAD;
         }
         if (s->outer & SMP_EVENT_INIT) {
@@ -277,7 +272,7 @@ static int run(struct smp_engine *s)
             if (!wait_halted(s)) {
                 return SMP_EXIT_HALT;
             }
-            if (s->outer || is_dead(s)) {
+            if (s->outer || smp_dead(s)) {
                 continue;
             }
         }

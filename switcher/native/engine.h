@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include "control.h"
 
 struct uc_struct;
 struct CPUState;
@@ -36,8 +37,12 @@ struct smp_engine {
     uint32_t recent[3];        /* the last exceptions, newest last: the story of a triple fault */
     uint32_t pauses;
     uint32_t pauses_per_yield;
-    bool attached;
 };
+
+static inline bool smp_dead(const struct smp_engine *s)
+{
+    return __atomic_load_n(&s->control->dead, __ATOMIC_SEQ_CST) != SMP_ALIVE;
+}
 
 /* ---- the loop (engine.c) ---- */
 /* Is there anything to look at?  Asked at every turn of the engine's loop, so: inline. */
