@@ -66,6 +66,7 @@ class ControlBlock:
         self._lib = switcher.lib
         self._ffi = switcher.ffi
         self.vcpus = vcpus
+        self.ram_size = ram_size
         state_size = self._lib.smp_cpu_state_size() if switcher.is_patched else 0
         size = int(self._lib.smp_control_size(vcpus, ram_size, state_size))
         self._block = SharedBlock(size, "control block")

@@ -28,7 +28,7 @@ from runtime.control import ControlBlock
 from runtime.errors import HostError
 from runtime.exits import Reason
 from runtime.notify import Doorbells
-from runtime.pc import PcMachine
+from runtime.platform import Platform
 from runtime.workers import Worker
 
 END_SECONDS = 1.0
@@ -49,7 +49,7 @@ class Host:
     def __init__(
         self,
         control: ControlBlock,
-        machine: PcMachine,
+        machine: Platform,
         doorbells: Doorbells,
         console: Output,
         source: Input | None,
@@ -267,32 +267,19 @@ class Host:
     def _drain(self) -> bool:
         """Do the posted writes in their order, at most one ring's length; True if more may wait."""
         take, slot, control = self._lib.smp_post_take, self._posted, self._control.pointer
-        write, pio = self._machine.bus.pio_write, self._lib.SMP_POST_PIO_WRITE
+        post = self._machine.post
         with self._lock:
             for _ in range(self._lib.SMP_POSTED):
                 if not take(control, slot):
                     return False
-                if slot.kind == pio:
-                    write(slot.address, slot.size, slot.data)
-                else:
-                    self._machine.ioapic.eoi(slot.address)
+                post(slot.kind, slot.address, slot.size, slot.data)
         return True
 
     def _answer(self, index: int) -> None:
         request = self._control.vcpu(index).request
         kind, address, size, data = request.kind, request.address, request.size, request.data
-        lib, bus = self._lib, self._machine.bus
-        answer = 0
-        with self._lock:
-            if kind == lib.SMP_REQ_PIO_READ:
-                answer = bus.pio_read(address, size)
-            elif kind == lib.SMP_REQ_PIO_WRITE:
-                bus.pio_write(address, size, data)
-            elif kind == lib.SMP_REQ_MMIO_READ:
-                answer = bus.mmio_read(address, size)
-            else:
-                bus.mmio_write(address, size, data)
-        lib.smp_answer(self._control.pointer, index, answer)
+        answer = self._machine.answer(index, kind, address, size, data)
+        self._lib.smp_answer(self._control.pointer, index, answer)
 
     def _on_ready(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -325,7 +312,7 @@ class Host:
     def send(self, data: bytes) -> None:
         """Console input from the Python API, in the loop."""
         with self._lock:
-            self._machine.uart.receive(data)
+            self._machine.console.receive(data)
 
     def _unwatch_source(self) -> None:
         if self._source is not None:
@@ -336,11 +323,11 @@ class Host:
     def _read_source(self) -> None:
         if self._source is None:
             return
-        room = self._machine.uart.input_room
+        room = self._machine.console.input_room
         if room:
             data = self._source.read(room)
             with self._lock:
-                self._machine.uart.receive(data)
+                self._machine.console.receive(data)
         if self._source.ended:
             self._unwatch_source()
 
@@ -350,7 +337,7 @@ class Host:
             if not self._source.pollable:
                 self._read_source()
             else:
-                room = self._machine.uart.input_room > 0
+                room = self._machine.console.input_room > 0
                 self._want(self._source.fd, selectors.EVENT_READ, self._read_source, wanted=room)
         self._flush_console()
         backlog = self._console.backlog()
@@ -358,7 +345,7 @@ class Host:
         if busy != self._line_busy:
             self._line_busy = busy
             with self._lock:
-                self._machine.uart.set_line_busy(busy)
+                self._machine.console.set_line_busy(busy)
         fd = self._console.fileno()
         if fd is not None:
             self._want(fd, selectors.EVENT_WRITE, lambda: None, wanted=backlog > 0)

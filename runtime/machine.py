@@ -24,11 +24,15 @@ from runtime.control import ControlBlock, sample_clock
 from runtime.errors import HostError, SmpError, UserError
 from runtime.exits import Exit, Reason, Registers
 from runtime.host import Host
+from runtime.lguest.loader import load_lguest, looks_like_lguest
+from runtime.lguest.machine import DEVICE_PAGES, PAGE, LguestMachine
 from runtime.loader import Boot, Start, load
+from runtime.loader.image import read_image
 from runtime.log import make_log
 from runtime.memory import DmaRam, GuestRam, SharedBlock, sweep_leftovers
 from runtime.notify import Doorbells
 from runtime.pc import PcMachine
+from runtime.platform import Platform
 from runtime.report import log_traces, make_exit
 from runtime.sizes import check_ram_size, format_size, parse_size
 from runtime.workers import Worker
@@ -67,6 +71,8 @@ class Machine:
         *,
         vcpus: int = 1,
         memory: int | str = "64M",
+        machine: str | None = None,
+        devices: tuple[Any, ...] = (),
         append: str = "",
         initrd: str | Path | None = None,
         console: str | Callable[[bytes], object] = "inherit",
@@ -78,6 +84,8 @@ class Machine:
         self.vcpus = vcpus
         self.ram_size = parse_size(memory) if isinstance(memory, str) else memory
         self._kernel = Path(kernel)
+        self._machine_wish = machine
+        self._devices = devices
         self._append = append
         self._initrd = Path(initrd) if initrd is not None else None
         self._console_wish = console
@@ -126,10 +134,12 @@ class Machine:
         self._check_wishes(switcher)
         sample_clock(switcher)
         sweep_leftovers()
+        self._kind = self._choose_machine(switcher)
+        whole = self.ram_size + (DEVICE_PAGES * PAGE if self._kind == LguestMachine.name else 0)
         with nursery.no_births():
-            self._block = block = SharedBlock(self.ram_size, "guest memory")
+            self._block = block = SharedBlock(whole, "guest memory")
             self._stack.callback(block.close)
-            control = ControlBlock(switcher, self.vcpus, self.ram_size)
+            control = ControlBlock(switcher, self.vcpus, whole)
         self._stack.callback(self._forget_control, control)
         with self._guard:
             self._control = control
@@ -140,18 +150,27 @@ class Machine:
         self._stack.callback(self._console.close)
         doorbells = Doorbells(switcher, control.pointer)
         self._stack.callback(doorbells.close)
-        pc = PcMachine(control, self.ram_size, self._console.put)
-        start = self._load_kernel(block, pc, patched=switcher.is_patched)
-        self._set_start(control, start)
-        host = Host(control, pc, doorbells, self._console, self._source, self._log)
+        self.ram = DmaRam(block, self._kill_for_bad_address, switcher, control.pointer, ram_pointer)
+        self._stack.callback(self.ram.close)
+        platform: Platform
+        if self._kind == LguestMachine.name:
+            platform = lguest = LguestMachine(
+                control, self.ram_size, self.ram, self._console.put, self._devices, self._log
+            )
+            self._stack.callback(platform.close)
+            start = self._load_lguest(block)
+            lguest.start(start.entry)
+        else:
+            platform = pc = PcMachine(control, self.ram_size, self._console.put)
+            start = self._load_kernel(block, pc, patched=switcher.is_patched)
+            self._set_start(control, start)
+        host = Host(control, platform, doorbells, self._console, self._source, self._log)
         self._stack.callback(host.close)
         with self._guard:
             self._host = host
-        self.ram = DmaRam(block, self._kill_for_bad_address, switcher, control.pointer, ram_pointer)
-        self._stack.callback(self.ram.close)
-        self._start_workers(switcher, control, host, ram_pointer)
+        self._start_workers(switcher, control, host, ram_pointer, platform.fds)
         self._log.info(
-            f"{pc.name} machine (guessed from the image): {start.kind} kernel, "
+            f"{platform.name} machine (guessed from the image): {start.kind} kernel, "
             f"{self.vcpus} vCPU{'s' if self.vcpus > 1 else ''}, {format_size(self.ram_size)}"
         )
 
@@ -188,6 +207,24 @@ class Machine:
             return Capture()
         raise UserError(f"console={wish!r} is not 'inherit', 'capture' or a function")
 
+    def _choose_machine(self, switcher: Any) -> str:
+        """The machine that was asked for, or the one that the image looks like."""
+        wish = self._machine_wish
+        if wish is None:
+            wish = LguestMachine.name if looks_like_lguest(read_image(self._kernel)) else "pc"
+        if wish not in ("pc", LguestMachine.name):
+            raise UserError(f"there is no machine {wish!r}; choose pc or lguest")
+        if wish == LguestMachine.name and not switcher.is_patched:
+            raise UserError("the lguest machine needs our engine: make engine")
+        return wish
+
+    def _load_lguest(self, block: SharedBlock) -> Start:
+        def refuse(text: str) -> None:
+            raise HostError(f"the loader made a {text}")
+
+        boot = Boot(self.ram_size, GuestRam(block, refuse).write, self._append, self._initrd)
+        return load_lguest(self._kernel, boot)
+
     def _load_kernel(self, block: SharedBlock, pc: PcMachine, *, patched: bool) -> Start:
         def refuse(text: str) -> None:
             raise HostError(f"the loader made a {text}")
@@ -211,7 +248,12 @@ class Machine:
         page.start_cr3 = start.cr3
 
     def _start_workers(
-        self, switcher: Any, control: ControlBlock, host: Host, ram_pointer: Any
+        self,
+        switcher: Any,
+        control: ControlBlock,
+        host: Host,
+        ram_pointer: Any,
+        device_fds: frozenset[int],
     ) -> None:
 
         for index in range(self.vcpus):
@@ -224,12 +266,12 @@ class Machine:
                     switcher=switcher,
                     control=control.pointer,
                     ram=ram_pointer,
-                    ram_size=self.ram_size,
+                    ram_size=control.ram_size,
                     index=index,
                     host_pid=os.getpid(),
                     ready_fd=host.ready_fd,
                     report_fd=send,
-                    keep_fds=host.worker_fds,
+                    keep_fds=host.worker_fds | device_fds,
                     hooks=tuple(hooks),
                 )
 

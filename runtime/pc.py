@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from runtime.biglock import BigLock, Site
 from runtime.control import ControlBlock
 from runtime.devices import cmos, ioapic, pic, power, uart
 from runtime.devices.bus import Bus
@@ -68,6 +69,34 @@ class PcMachine:
             "power management", power.PM_CONTROL, power.PM_CONTROL_SIZE, power.PowerOff(power_off)
         )
         control.set_mmio_ranges(bus.mmio_ranges)
+        self.console = self.uart
+        self.fds: frozenset[int] = frozenset()
+        self._lib = lib
+        self._lock = BigLock(control.switcher, control.pointer, Site.BUS)
+
+    def answer(self, _vcpu: int, kind: int, address: int, size: int, data: int) -> int:
+        """Port I/O or MMIO that a vCPU waits for."""
+        lib, bus = self._lib, self.bus
+        with self._lock:
+            if kind == lib.SMP_REQ_PIO_READ:
+                return bus.pio_read(address, size)
+            if kind == lib.SMP_REQ_PIO_WRITE:
+                bus.pio_write(address, size, data)
+            elif kind == lib.SMP_REQ_MMIO_READ:
+                return bus.mmio_read(address, size)
+            elif kind == lib.SMP_REQ_MMIO_WRITE:
+                bus.mmio_write(address, size, data)
+        return 0
+
+    def post(self, kind: int, address: int, size: int, data: int) -> None:
+        """A port write or an EOI that nobody waits for; the caller has the Big Lock."""
+        if kind == self._lib.SMP_POST_PIO_WRITE:
+            self.bus.pio_write(address, size, data)
+        else:
+            self.ioapic.eoi(address)
+
+    def close(self) -> None:
+        """Nothing of it runs by itself."""
 
     def write_tables(self, put: Callable[[int, bytes], None], vcpus: int) -> None:
         """What firmware would have left in memory."""

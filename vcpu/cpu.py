@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from runtime.errors import HostError
@@ -30,8 +29,15 @@ class VCpu:
         self._host_pid = host_pid
         self.index = index
         self.pending_notify: int | None = None
-        self.do_hypercalls: Callable[[VCpu], None] | None = None
-        """The lguest machine's hypercalls; this machine has none."""
+
+    look_again_after_sleep = False
+    """Whether the loop goes back to its top after a sleep, or enters the Guest."""
+
+    def do_hypercalls(self) -> None:
+        """The lguest machine's (vcpu/lguest); the pc has none."""
+
+    def deliver_interrupt(self) -> None:
+        """Likewise: on the pc the Switcher does it when the Guest is entered."""
 
     @property
     def dead(self) -> bool:

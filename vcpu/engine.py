@@ -39,15 +39,15 @@ class Engine:
             self.uc.mem_map_ptr(0, ram_size, unicorn.UC_PROT_ALL, address)
         except unicorn.UcError as error:
             raise HostError(f"the engine cannot be opened: {error}") from error
-        self._handle = ffi.cast("void *", self.uc._uch.value)
+        self.handle = ffi.cast("void *", self.uc._uch.value)
         self._run = lib.smp_run
-        result = lib.smp_engine_attach(self._handle)
+        result = lib.smp_engine_attach(self.handle)
         if result != 0:
             raise HostError(f"the engine cannot be attached (error {result})")
 
     def run(self) -> int:
         """Enter the Guest; `enum smp_exit`.  What a user's hook raised is raised here."""
-        reason = int(self._run(self._handle))
+        reason = int(self._run(self.handle))
         failed = getattr(self.uc, "_hook_exception", None)
         if failed is not None:
             self.uc._hook_exception = None

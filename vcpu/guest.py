@@ -18,8 +18,7 @@ def run_guest(cpu: VCpu) -> None:
     """
     while not cpu.dead:
         # What the Guest asked for when it last came out.
-        if cpu.do_hypercalls is not None:
-            cpu.do_hypercalls(cpu)
+        cpu.do_hypercalls()
         if cpu.pending_notify is not None:
             cpu.send_notify()
 
@@ -29,7 +28,8 @@ def run_guest(cpu: VCpu) -> None:
         if cpu.orphaned:
             return
 
-        # Interrupts are delivered by the Switcher when the Guest is entered.
+        # One interrupt at most.
+        cpu.deliver_interrupt()
         if cpu.dead:
             return
 
@@ -37,7 +37,7 @@ def run_guest(cpu: VCpu) -> None:
         # because it may have been a pause or the end.
         if cpu.halted:
             cpu.sleep()
-            if cpu.dead or cpu.pause_wanted:
+            if cpu.dead or cpu.pause_wanted or cpu.look_again_after_sleep:
                 continue
 
         cpu.handle_exit(cpu.switch_to_guest())

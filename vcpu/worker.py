@@ -29,6 +29,7 @@ from runtime.errors import SmpError
 from vcpu.cpu import VCpu
 from vcpu.engine import Engine
 from vcpu.guest import run_guest
+from vcpu.lguest.cpu import LguestCpu
 from vcpu.stock import StockEngine
 
 PR_SET_PDEATHSIG = 1
@@ -132,7 +133,7 @@ def _start(setup: Setup) -> Callable[[], Any]:
     timer = lib.smp_timer_start(setup.control, setup.index)
     if timer < 0:
         raise OSError(-timer, "the local APIC timer cannot be started")
-    cpu = VCpu(setup.switcher, setup.control, setup.index, engine, setup.host_pid)
+    cpu = _make_cpu(setup, engine)
     os.eventfd_write(setup.ready_fd, 1)
     try:
         run_guest(cpu)
@@ -140,6 +141,14 @@ def _start(setup: Setup) -> Callable[[], Any]:
         lib.smp_timer_stop()
     lib.smp_set_state(setup.control, setup.index, lib.SMP_STOPPED)
     return lambda: [value() if callable(value) else value for value in outcomes]
+
+
+def _make_cpu(setup: Setup, engine: Any) -> VCpu:
+    """What the machine calls a CPU."""
+    common = (setup.switcher, setup.control, setup.index, engine, setup.host_pid)
+    if setup.control.machine == setup.switcher.lib.SMP_MACHINE_LGUEST:
+        return LguestCpu(*common, setup.ram)
+    return VCpu(*common)
 
 
 def _last_words(setup: Setup, error: BaseException) -> None:

@@ -37,8 +37,12 @@ void smp_reconsider(struct smp_engine *s)
 int smp_ack_interrupt(CPUX86State *env)
 {
     struct smp_engine *s = engine(env);
-    int vector = smp_lapic_ack(s->control, s->index);
+    int vector;
 
+    if (s->control->machine == SMP_MACHINE_LGUEST) {
+        return LGUEST_HOST_VECTOR;
+    }
+    vector = smp_lapic_ack(s->control, s->index);
     if (smp_lapic_pending(s->control, s->index) >= 0) {
         s->uc->cpu->interrupt_request |= CPU_INTERRUPT_HARD;
     }
@@ -170,10 +174,16 @@ void smp_cpuid(CPUX86State *env, uint32_t leaf, uint32_t subleaf, uint32_t *eax,
         *edx = 0;
         break;
     case 0x40000000: /* "smpguestsmpg": see the Host's "afraid of being a guest" */
-        *eax = 0x40000000;
+        *eax = 0x40000001;
         *ebx = 0x67706d73;
         *ecx = 0x74736575;
         *edx = 0x67706d73;
+        break;
+    case 0x40000001: /* docs/lguest-smp.md */
+        *eax = s->control->machine == SMP_MACHINE_LGUEST;
+        *ebx = vcpus;
+        *ecx = s->index;
+        *edx = 0;
         break;
     case 0x80000007:
         *edx |= 1 << 8; /* invariant TSC */

@@ -18,7 +18,7 @@ from switcher import cached
 
 BUILD = cached.ROOT / "build" / "native"
 SOURCES = ("control.c", "biglock.c", "mailbox.c", "bus.c", "lapic.c",
-           "ipi.c", "lapic_timer.c", "coherence.c")  # fmt: skip
+           "ipi.c", "lapic_timer.c", "coherence.c", "irq.c")  # fmt: skip
 FLAGS = ("-std=gnu11", "-O2", "-g", "-fPIC", "-shared", "-Wall", "-Wextra", "-pthread")
 
 

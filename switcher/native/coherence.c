@@ -176,3 +176,13 @@ int smp_dma_write(struct smp_control *c, void *ram, uint64_t address, const void
     smp_dma_end(c, address, len);
     return 0;
 }
+
+void smp_lguest_store(struct smp_control *c, void *ram, uint64_t address, uint32_t value)
+{
+    smp_dma_write(c, ram, address, &value, sizeof(value));
+}
+
+void smp_lguest_or(void *ram, uint64_t address, uint32_t bits)
+{
+    __atomic_fetch_or((uint32_t *)((char *)ram + (address & ~3ull)), bits, __ATOMIC_SEQ_CST);
+}

@@ -48,6 +48,7 @@ enum smp_exit {
     SMP_EXIT_STOP,       /* pause requested, or a signal asked the loop to look */
     SMP_EXIT_NOTIFY,     /* a notify that no eventfd claims: see request.address */
     SMP_EXIT_DEAD,       /* control.dead was set, by us or by somebody else */
+    SMP_EXIT_TRAP,       /* lguest: the Guest came out through the Switcher; see its registers page */
     SMP_EXIT_ERROR       /* the engine failed: a Host error, see last_error */
 };
 
@@ -67,7 +68,8 @@ enum smp_dead {
 
 /* What a worker asks of the Host through its mailbox. */
 enum smp_request_kind {
-    SMP_REQ_NONE, SMP_REQ_PIO_READ, SMP_REQ_PIO_WRITE, SMP_REQ_MMIO_READ, SMP_REQ_MMIO_WRITE
+    SMP_REQ_NONE, SMP_REQ_PIO_READ, SMP_REQ_PIO_WRITE, SMP_REQ_MMIO_READ, SMP_REQ_MMIO_WRITE,
+    SMP_REQ_NOTIFY       /* lguest: a NOTIFY that no eventfd claims */
 };
 /* Mailbox word: IDLE -> (worker) ASKED -> (Host) ANSWERED -> (worker) IDLE. */
 enum smp_mailbox { SMP_MAIL_IDLE, SMP_MAIL_ASKED, SMP_MAIL_ANSWERED };
@@ -100,6 +102,12 @@ enum smp_site {
 #define SMP_EVENT_TIMER 8      /* the local APIC timer's host timer expired */
 #define SMP_EVENT_STOP 16      /* leave smp_run() and look at pause/signals */
 #define SMP_EVENT_LAPIC 32     /* re-evaluate pending interrupts (after EOI, TPR ...) */
+
+#define SMP_EVENT_IRQ 64       /* lguest: irqs_pending got a bit */
+#define SMP_EVENT_UP 128       /* lguest: this vCPU is to start */
+
+/* Which machine: what the Guest sees of its CPU. */
+enum smp_machine { SMP_MACHINE_PC, SMP_MACHINE_LGUEST };
 
 struct smp_lock_stats {
     uint64_t count;
@@ -168,6 +176,52 @@ struct smp_counters {
     uint64_t write_protects;   /* write-protect handshakes answered */
     uint64_t ring_overflows;
 };
+
+/* ---- the lguest machine's own structures (Linux 3.x: include/linux/lguest.h, drivers/lguest/lg.h) ---- */
+
+/* At the end of a vCPU's registers page: the Switcher's text pops and pushes exactly this. */
+struct lguest_regs {
+    uint32_t eax, ebx, ecx, edx, esi, edi, ebp;
+    uint32_t gs, fs, ds, es;
+    uint32_t trapnum, errcode;
+    uint32_t eip, cs, eflags, esp, ss;
+};
+
+/* A vCPU's state page: what the CPU reads while the Guest runs (SDM vol. 3, 2.4, 6.10, 7.2.1). */
+struct lguest_ro_state {
+    uint32_t tss[26];          /* link, esp0, ss0, esp1, ss1, ... io map base in the last half */
+    uint32_t guest_idt[512];   /* 256 gates, low word first */
+    uint32_t guest_gdt[64];    /* 32 descriptors */
+};
+
+/* What a vCPU of the Guest and the Host tell each other; in guest memory. */
+struct lguest_data {
+    uint32_t irq_enabled;
+    uint32_t blocked_interrupts;
+    uint32_t cr2;
+    uint32_t time_sec, time_nsec;
+    uint32_t irq_pending;
+    uint8_t hcall_status[64];
+    uint32_t hcalls[320];      /* 64 calls of 5 words */
+    uint32_t reserve_mem;
+    uint32_t tsc_khz;
+    uint32_t noirq_start, noirq_end;
+    uint32_t kernel_address;
+    uint32_t syscall_vec;
+};
+
+#define LGUEST_TRAP_ENTRY 31
+#define LGUEST_IRQS 32
+#define LGUEST_PL 1
+#define LGUEST_GDT_CS 10       /* the Switcher's own segments and task; the Guest's entries here are ignored */
+#define LGUEST_GDT_DS 11
+#define LGUEST_GDT_KERNEL_CS 12
+#define LGUEST_GDT_KERNEL_DS 13
+#define LGUEST_GDT_TSS 16
+#define LGUEST_GDT_DOUBLEFAULT 31
+#define LGUEST_GDT_TLS 6
+#define LGUEST_SWITCHER_TRAP 256 /* trapnum while the Guest runs: a fault of the Switcher itself keeps it */
+#define LGUEST_HOST_VECTOR 251 /* a kick is this host interrupt */
 
 /* A copy of the architectural registers, decoded from the engine's CPU state. */
 struct smp_regs {
@@ -245,6 +299,11 @@ struct smp_vcpu {
     uint64_t start_esi;
     uint32_t start_mode;       /* 32: flat protected mode (multiboot), 64: long mode */
     uint32_t start_cr3;
+    uint32_t irqs_pending;     /* [atomic] lguest: bit n = irq n */
+    uint32_t up;               /* [atomic] lguest: 0 down, 1 about to be told where, 2 runs from start_eip */
+    uint32_t linear;           /* owner: lguest: no page tables yet, virtual is physical */
+    uint32_t pad;
+    uint64_t clock_ns;         /* owner: lguest: CLOCK_MONOTONIC ns of the next irq 0, 0 = off */
     char last_error[240];      /* SMP_TEXT: the worker's last words */
 };
 
@@ -281,6 +340,10 @@ struct smp_control {
     uint32_t bindings_used;
     uint32_t mmio_ranges;
     uint32_t lowest_next;      /* round robin of lowest-priority delivery */
+    uint32_t machine;          /* enum smp_machine */
+    uint32_t pfn_limit;        /* lguest: pages at and above this one are nothing */
+    uint32_t smp_wanted;       /* [atomic] lguest: SMP_INIT was called */
+    uint32_t irq_vcpu[32];     /* [atomic] lguest: where each device's interrupt goes */
     struct smp_mmio_range mmio[16];
     struct smp_binding bindings[64];
     uint64_t mutex[8];         /* the Big Lock: a robust process-shared pthread mutex */
@@ -388,6 +451,37 @@ int smp_deliver(struct smp_control *c, uint32_t destination, uint32_t logical, u
 int smp_timer_start(struct smp_control *c, uint32_t vcpu);
 void smp_timer_stop(void);
 void smp_timer_arm(uint64_t deadline_ns);                       /* absolute CLOCK_MONOTONIC, 0 = off */
+
+/* ---- irq.c: interrupts of the lguest machine -------------------------------------------------- */
+/* Anybody: make `irq` (0 to 31) pending for `vcpu`, and kick it. */
+void smp_set_interrupt(struct smp_control *c, uint32_t vcpu, uint32_t irq);
+/* A device's interrupt, to the vCPU that it was routed to. */
+void smp_device_interrupt(struct smp_control *c, uint32_t irq);
+/* Owner: take its events; an expired clock becomes irq 0.  Returns the pending irqs. */
+uint32_t smp_take_irqs(struct smp_control *c, uint32_t vcpu);
+void smp_clear_irq(struct smp_control *c, uint32_t vcpu, uint32_t irq);
+/* Owner: one-shot clock, ns from now; 0 = off. */
+void smp_set_clock(struct smp_control *c, uint32_t vcpu, uint64_t delta_ns);
+/* Owner: be kicked at this time at the latest (0: only for the clock), to look at its interrupts again. */
+void smp_look_again(struct smp_control *c, uint32_t vcpu, uint64_t delta_ns);
+/* Start a vCPU of the lguest machine: 1, or 0 if it runs already. */
+int smp_vcpu_up(struct smp_control *c, uint32_t vcpu, uint32_t eip, uint32_t argument);
+
+/* ---- lguest.c: only in the patched engine; called by the vCPU's worker between runs ------------ */
+const void *smp_switcher_text(uint32_t *size);
+/* Offsets in the text: where the Guest is entered, and the entry of each of 256 traps. */
+uint32_t smp_switcher_entry(uint32_t trap);
+uint32_t smp_switcher_enter(void);
+void smp_lguest_reset(void *uc);                                /* as after power-on: linear, TS clear */
+void smp_lguest_new_pgdir(void *uc, uint32_t pgdir);
+void smp_lguest_flush(void *uc);
+void smp_lguest_flush_page(void *uc, uint32_t address);
+void smp_lguest_set_ts(void *uc, uint32_t on);
+uint32_t smp_lguest_cr2(void *uc);
+/* Store one word of guest memory so that all engines notice (see smp_dma_write); the caller has checked. */
+void smp_lguest_store(struct smp_control *c, void *ram, uint64_t address, uint32_t value);
+/* Set bits of a page-table entry; the caller has checked. */
+void smp_lguest_or(void *ram, uint64_t address, uint32_t bits);
 
 /* ---- engine.c: only in the patched engine -------------------------------- */
 uint64_t smp_cpu_state_size(void);

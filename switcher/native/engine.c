@@ -28,7 +28,8 @@
 uint32_t smp_cflags = CF_PARALLEL;
 
 /* The engine is linked from an archive: what nobody in it calls would be left out. */
-__attribute__((used)) static const void *const kept[] = {smp_selftest, smp_lock, smp_dma_write, smp_asked};
+__attribute__((used)) static const void *const kept[] = {smp_selftest, smp_lock, smp_dma_write, smp_asked,
+                                                           smp_vcpu_up};
 
 static struct {
     struct smp_control *control;
@@ -44,11 +45,24 @@ static uint16_t *kick_word(CPUState *cpu)
 
 /* ---- what is pending --------------------------------------------------------- */
 
+/* lguest: whatever it is, run_guest() looks at it: a host interrupt brings the Guest out through the
+ * Switcher (not from within: its text runs with IF clear).  The events are left for smp_take_irqs(). */
+static void take_lguest_events(struct smp_engine *s)
+{
+    if (__atomic_load_n(&s->vcpu->events, __ATOMIC_SEQ_CST)) {
+        s->uc->cpu->interrupt_request |= CPU_INTERRUPT_HARD;
+    }
+}
+
 static void take_events(struct smp_engine *s)
 {
     struct smp_vcpu *v = s->vcpu;
     uint32_t events = 0;
 
+    if (s->control->machine == SMP_MACHINE_LGUEST) {
+        take_lguest_events(s);
+        return;
+    }
     if (__atomic_load_n(&v->events, __ATOMIC_SEQ_CST)) {
         events = __atomic_exchange_n(&v->events, 0, __ATOMIC_SEQ_CST);
     }
@@ -125,7 +139,7 @@ static void run_exclusive(struct smp_engine *s)
 
 /* ---- reset, INIT, SIPI ---------------------------------------------------------- */
 
-static void reset(struct smp_engine *s)
+void smp_engine_reset(struct smp_engine *s)
 {
     CPUState *cpu = s->uc->cpu;
     CPUX86State *env = cpu->env_ptr;
@@ -147,7 +161,7 @@ static void take_init(struct smp_engine *s)
         smp_kill_guest(s->control, SMP_DEAD_RESTART, 0, 0, "vCPU 0 got an INIT: the machine resets");
         return;
     }
-    reset(s);
+    smp_engine_reset(s);
     smp_lapic_reset(s->control, s->index, 0);
     /* A SIPI that is pending together with the INIT was sent after it (ipi.c): it stays. */
     s->vcpu->lapic.wait_sipi = 1;
@@ -282,6 +296,10 @@ static int run(struct smp_engine *s)
             break;
         case EXCP_HLT:
         case EXCP_HALTED:
+            if (s->control->machine == SMP_MACHINE_LGUEST) {
+                cpu->halted = 0; /* the Switcher's HLT: back in the Host */
+                return SMP_EXIT_TRAP;
+            }
             s->vcpu->counters.halts++;
             break;
         }
@@ -521,9 +539,11 @@ int smp_engine_attach(void *handle)
     if (map_physical(s)) {
         return -ENOMEM;
     }
-    reset(s);
+    smp_engine_reset(s);
     smp_lapic_reset(c, s->index, 1);
-    if (s->index == 0) {
+    if (c->machine == SMP_MACHINE_LGUEST) {
+        smp_lguest_reset(uc);
+    } else if (s->index == 0) {
         boot_state(s);
     } else {
         s->vcpu->lapic.wait_sipi = 1;
@@ -568,5 +588,8 @@ int smp_read_regs(struct smp_control *c, uint32_t vcpu, struct smp_regs *out)
     out->tr_base = env->tr.base;
     out->cpl = env->hflags & HF_CPL_MASK;
     out->halted = CPU(cpu)->halted;
+    if (c->machine == SMP_MACHINE_LGUEST && out->cpl == 0) {
+        smp_lguest_read_regs(c, vcpu, out); /* the CPU is in the Switcher: not what anybody asks for */
+    }
     return 0;
 }

@@ -75,9 +75,15 @@ void smp_port_out(struct CPUX86State *env, uint32_t port, int size, uint32_t dat
 bool smp_entry_cas(struct uc_struct *uc, uint64_t address, uint64_t old, uint64_t new_, int size);
 
 /* ---- the Switcher's pages in every address space (window.c) ---- */
-enum smp_window { SMP_NOT_IN_WINDOW, SMP_WINDOW_MAPPED, SMP_WINDOW_FAULT };
+enum smp_window { SMP_NOT_IN_WINDOW, SMP_WINDOW_MAPPED, SMP_WINDOW_FAULT, SMP_WINDOW_DEAD };
+extern bool smp_inner_rings;
 enum smp_window smp_window_fill(struct CPUState *cpu, uint64_t address, int access, int mmu_idx);
 int smp_window_map(struct smp_engine *s);
+
+/* ---- the lguest machine (lguest.c) ---- */
+enum smp_window smp_lguest_fill(struct smp_engine *s, uint32_t address, int access, int mmu_idx);
+void smp_lguest_read_regs(struct smp_control *c, uint32_t vcpu, struct smp_regs *out);
+void smp_engine_reset(struct smp_engine *s);  /* engine.c: registers as after RESET */
 
 /* ---- code coherence, the engine's side (translate.c; protocol in coherence.c) ---- */
 bool smp_write_is_fast(struct uc_struct *uc, const void *host);

@@ -9,11 +9,11 @@
  *   behind them   guard              never there
  *
  * The TLB is filled from here before the Guest's tables are asked, so nothing
- * the Guest writes there can cover or move the window.  Only ring 0 gets in;
- * the Guest's kernel is in ring 1 on the machine that has a window.  Paging
- * knows supervisor and user only, and a TLB entry made for ring 0 would serve
- * ring 1 too: so entries are made for one access (smaller than a page), and
- * every access comes back here.
+ * the Guest writes there can cover or move the window.  Only ring 0 gets in,
+ * and the CPU itself when it reads a descriptor or pushes a frame; the Guest's
+ * kernel is in ring 1.  Paging knows supervisor and user only, so with a window
+ * rings 1 and 2 have a TLB of their own (smp_inner_rings, patch 24): what is
+ * entered in ring 0's does not serve them.
  */
 #include "qemu/osdep.h"
 #include "cpu.h"
@@ -21,6 +21,9 @@
 #include "uc_priv.h"
 #include "control.h"
 #include "engine.h"
+
+/* Read by cpu_mmu_index(): one attached engine a process. */
+bool smp_inner_rings;
 
 static uint64_t pages_of(struct smp_control *c)
 {
@@ -31,6 +34,7 @@ int smp_window_map(struct smp_engine *s)
 {
     struct smp_control *c = s->control;
 
+    smp_inner_rings = true;
     return uc_mem_map_ptr(s->uc, SMP_SWITCHER_PHYSICAL, pages_of(c) << 12, UC_PROT_ALL,
                           (char *)c + c->switcher_offset)
                ? -1
@@ -56,18 +60,24 @@ enum smp_window smp_window_fill(CPUState *cpu, uint64_t address, int access, int
     uint64_t page = (address - c->switcher_address) >> 12;
     int allowed;
 
-    if (!c->switcher_address || page > pages_of(c)) {
+    if (!c->switcher_address) {
         return SMP_NOT_IN_WINDOW;
     }
-    allowed = page < pages_of(c) && !(env->hflags & HF_CPL_MASK) ? protection(s, page) : 0;
+    if (c->machine == SMP_MACHINE_LGUEST && address < c->switcher_address) {
+        return smp_lguest_fill(s, (uint32_t)address, access, mmu_idx);
+    }
+    if (c->machine != SMP_MACHINE_LGUEST && page > pages_of(c)) {
+        return SMP_NOT_IN_WINDOW;
+    }
+    allowed = page < pages_of(c) && mmu_idx == MMU_KNOSMAP_IDX ? protection(s, page) : 0;
     if (!(allowed & 1 << access)) {
         env->error_code = (allowed ? PG_ERROR_P_MASK : 0) | (access == 1) << PG_ERROR_W_BIT |
-                          ((env->hflags & HF_CPL_MASK) == 3 ? PG_ERROR_U_MASK : 0);
+                          (mmu_idx == MMU_USER_IDX ? PG_ERROR_U_MASK : 0);
         env->cr[2] = address;
         cpu->exception_index = EXCP0E_PAGE;
         return SMP_WINDOW_FAULT;
     }
     tlb_set_page_with_attrs(cpu, address & TARGET_PAGE_MASK, SMP_SWITCHER_PHYSICAL + (page << 12),
-                            cpu_get_mem_attrs(env), allowed, mmu_idx, 1);
+                            cpu_get_mem_attrs(env), allowed, mmu_idx, TARGET_PAGE_SIZE);
     return SMP_WINDOW_MAPPED;
 }

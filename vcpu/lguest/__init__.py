@@ -1,0 +1,1 @@
+"""The vCPU of the lguest machine: hypercalls, traps, interrupts, segments, stacks."""

@@ -1,0 +1,114 @@
+"""Interrupts: which is due, the frame on the Guest's stack, the Guest's words about them.
+
+The Guest's interrupt flag is a word in its `struct lguest_data`; the CPU's own is always
+set while it runs.  Nobody tells us when the Guest sets that word (its `sti` does not make
+a hypercall), so what could not be delivered is looked at again soon.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from vcpu.lguest.segments import (
+    DOUBLE_FAULT,
+    FIRST_EXTERNAL,
+    GATE_INTERRUPT,
+    GATE_PRESENT,
+    GUEST_PL,
+    KERNEL_CS,
+    VECTORS,
+    gate_type,
+)
+
+if TYPE_CHECKING:
+    from vcpu.lguest.cpu import LguestCpu
+
+EFLAGS_IF = 0x200
+RETRY_NS = 100_000
+"""How soon an interrupt is tried again that the Guest had disabled.  lguest had the host's tick."""
+WORD = 0xFFFFFFFF
+NANOSECONDS = 1_000_000_000
+WITH_ERROR_CODE = frozenset((DOUBLE_FAULT, 10, 11, 12, 13, 14, 17))
+
+
+def deliver_one(cpu: LguestCpu) -> None:
+    """At most one interrupt, the lowest that is pending and not blocked; nothing before INIT."""
+    pending = cpu.pending_irqs()
+    if not pending or cpu.dead:
+        return
+    irq = (pending & -pending).bit_length() - 1
+    if not _try_deliver(cpu, irq) or pending & (pending - 1):
+        cpu.look_again(RETRY_NS)
+
+
+def _try_deliver(cpu: LguestCpu, irq: int) -> bool:
+    """try_deliver_interrupt(); False: the Guest does not want it now."""
+    data = cpu.data
+    # In the middle of its iret the Guest asked to be left alone.
+    if cpu.noirq_start <= cpu.regs.eip < cpu.noirq_end:
+        return False
+    if cpu.halt_wanted:
+        data.irq_enabled = EFLAGS_IF  # its HLT was "sti; hlt"
+        cpu.halt_wanted = False
+    elif not data.irq_enabled:
+        data.irq_pending = EFLAGS_IF
+        return False
+    low, high = cpu.tables.idt[FIRST_EXTERNAL + irq]
+    present = bool(high & GATE_PRESENT)
+    if present:
+        cpu.clear_irq(irq)
+        cpu.count_interrupt()
+        set_guest_interrupt(cpu, low, high)
+    write_timestamp(cpu)
+    # lguest meant to clear irq_pending here when no other interrupt waits, and by a mistake
+    # never did: once set it stays, and so it does here.
+    return present
+
+
+def deliver_trap(cpu: LguestCpu, vector: int) -> bool:
+    """Reflect trap `vector` to the Guest's handler; False if it has none."""
+    if vector >= VECTORS:
+        return False
+    low, high = cpu.tables.idt[vector]
+    if not high & GATE_PRESENT:
+        return False
+    code = cpu.regs.errcode if vector in WITH_ERROR_CODE else None
+    set_guest_interrupt(cpu, low, high, code)
+    return True
+
+
+def set_guest_interrupt(cpu: LguestCpu, low: int, high: int, code: int | None = None) -> None:
+    """Push the frame and point the registers at the handler of this gate.
+
+    The start of the stack is translated once and walked down physically, as lguest does.
+    """
+    regs, memory = cpu.regs, cpu.memory
+    frame = [regs.eflags, regs.cs, regs.eip] + ([] if code is None else [code])
+    if regs.ss & 3 != GUEST_PL:
+        stack, segment = cpu.esp1, cpu.ss1
+        frame = [regs.ss, regs.esp, *frame]
+    else:
+        stack, segment = regs.esp, regs.ss
+    flags = -3 if code is None else -4
+    if cpu.initialised and not cpu.data.irq_enabled & EFLAGS_IF:
+        frame[flags] &= ~EFLAGS_IF
+    physical = memory.guest_pa(stack)
+    for value in frame:
+        physical = (physical - 4) & WORD
+        memory.write_word(physical, value)
+    regs.ss = segment
+    regs.esp = (stack - 4 * len(frame)) & WORD
+    regs.cs = KERNEL_CS
+    regs.eip = low & 0xFFFF | high & 0xFFFF0000
+    if gate_type(high) == GATE_INTERRUPT:
+        if cpu.initialised:
+            cpu.data.irq_enabled = 0
+        else:
+            cpu.kill_guest("Disabling interrupts")
+
+
+def write_timestamp(cpu: LguestCpu) -> None:
+    """The wall clock, for a Guest without a reliable TSC."""
+    seconds, nanoseconds = divmod(time.time_ns(), NANOSECONDS)
+    cpu.data.time_sec, cpu.data.time_nsec = seconds & WORD, nanoseconds

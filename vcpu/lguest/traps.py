@@ -1,0 +1,74 @@
+"""Traps that came out through the Switcher: lguest_arch_handle_trap()."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vcpu.lguest.interrupts import deliver_trap
+from vcpu.lguest.memory import hexadecimal
+from vcpu.lguest.segments import (
+    DEVICE_NOT_AVAILABLE,
+    FIRST_EXTERNAL,
+    GUEST_PL,
+    HYPERCALL,
+    PAGE_FAULT,
+    PROTECTION,
+    VECTORS,
+)
+
+if TYPE_CHECKING:
+    from vcpu.lguest.cpu import LguestCpu
+
+CLI, OPERAND_SIZE = 0xFA, 0x66
+IN_BYTE, IN_DX, OUT_BYTE, OUT_DX = 0xE4, 0xEC, 0xE6, 0xEE  # the lowest bit: not just AL
+LENGTHS = {IN_BYTE: 2, IN_DX: 1, OUT_BYTE: 2, OUT_DX: 1}
+WORD = 0xFFFFFFFF
+
+
+def handle_trap(cpu: LguestCpu) -> None:
+    """Do what the trap asks for, or reflect it to the Guest, or kill the Guest."""
+    regs = cpu.regs
+    vector = regs.trapnum
+    if vector == HYPERCALL:
+        cpu.hypercall_wanted = True
+        return
+    if FIRST_EXTERNAL <= vector < VECTORS:
+        return  # an interrupt of the Host's: a kick; what it is about is seen at the loop's top
+    if vector == PROTECTION:
+        if regs.errcode == 0 and _emulate(cpu):
+            return
+    elif vector == PAGE_FAULT:
+        # The engine has done what demand_page() does: it is really not there.
+        if cpu.initialised:
+            cpu.data.cr2 = cpu.fault_address
+    elif vector == DEVICE_NOT_AVAILABLE and not cpu.ts:
+        return
+    if not deliver_trap(cpu, vector):
+        value = cpu.fault_address if vector == PAGE_FAULT else regs.errcode
+        cpu.kill_guest(f"unhandled trap {vector} at {hexadecimal(regs.eip)} ({hexadecimal(value)})")
+
+
+def _emulate(cpu: LguestCpu) -> bool:
+    """emulate_insn(): a CLI in the kernel is nothing, nobody is at any port.
+
+    Kernels execute a few of these before they have replaced them by hypercalls.
+    """
+    regs, memory = cpu.regs, cpu.memory
+    at = memory.guest_pa(regs.eip)
+    if regs.cs & 3 != GUEST_PL:
+        return False
+    opcode, length, short = memory.read(at, 1)[0], 0, False
+    if opcode == CLI:
+        regs.eip = (regs.eip + 1) & WORD
+        return True
+    if opcode == OPERAND_SIZE:
+        short, length = True, 1
+        opcode = memory.read(at + 1, 1)[0]
+    kind = opcode & ~1
+    if kind not in LENGTHS:
+        return False
+    if kind in (IN_BYTE, IN_DX):
+        wide = 0xFFFF if short else WORD
+        regs.eax = regs.eax | (wide if opcode & 1 else 0xFF)
+    regs.eip = (regs.eip + length + LENGTHS[kind]) & WORD
+    return True
