@@ -618,7 +618,7 @@ static void run_everywhere(const char *name, bool (*the_law)(void), body_t body,
         run_one(name, the_law, body, width, "page", PAGE_SIZE - (plain ? bytes / 2 : 1), rounds_split, start, plain);
 }
 
-static void flush_tlb(void *unused) { (void)unused; write_cr3(read_cr3()); }
+static void flush_tlb(void *unused) { (void)unused; drop_all_pages(); }
 
 static uint32_t sb_seen;
 static uint64_t litmus_slots;

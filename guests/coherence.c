@@ -202,7 +202,7 @@ static struct plan {
 
 static uint32_t run_block(const uint8_t *at, uint32_t *count, reg_t *si)
 {
-    reg_t a = (reg_t)at, c = *count, d = (reg_t)lapic_base + LAPIC_ID;      /* something slow to read */
+    reg_t a = (reg_t)at, c = *count, d = (reg_t)slow_word();     /* so that it takes its time */
     asm volatile("call *%%" R "ax" : "+a"(a), "+c"(c), "+d"(d), "+S"(*si) : "D"(&turn) : "ebx", "memory", "cc");
     *count = (uint32_t)c;
     return (uint32_t)a;
@@ -430,9 +430,9 @@ static volatile uint32_t acks[MAX_CPUS];
 static void handle_shoot(struct trap *t)
 {
     (void)t;
-    invlpg((void *)shoot.address);
+    drop_page((void *)shoot.address);
     acks[cpu_index()] = shoot.sequence;
-    lapic_eoi();
+    irq_done();
 }
 
 static void handle_sync(struct trap *t)
@@ -440,7 +440,7 @@ static void handle_sync(struct trap *t)
     (void)t;
     cpuid(0, 0);
     acks[cpu_index()] = shoot.sequence;
-    lapic_eoi();
+    irq_done();
 }
 
 static void all_others(uint32_t vector)
@@ -448,7 +448,7 @@ static void all_others(uint32_t vector)
     uint32_t me = cpu_index();
     shoot.sequence++;
     if (ncpus > 1)
-        lapic_icr(0, ICR_OTHERS | ICR_ASSERT | vector);
+        ipi_others(vector);
     for (uint32_t i = 0; i < ncpus; i++)
         if (i != me)
             spin_until(acks[i] == shoot.sequence, "the others to answer an IPI");

@@ -12,8 +12,8 @@ static void hello(void *unused)
     (void)unused;
     for (uint32_t turn = 0; turn < ncpus; turn++) {     /* in order, for the eye */
         if (turn == cpu_index())
-            printf("     CPU %u  hello! (APIC ID %u, stack at %p%s)\n", turn, this_cpu()->apic_id, __builtin_frame_address(0),
-                   turn ? "" : "; this one woke the others with INIT-SIPI-SIPI");
+            printf("     CPU %u  hello! (%s %u, stack at %p%s%s)\n", turn, cpu_id_name, cpu_id(), __builtin_frame_address(0),
+                   turn ? "" : "; this one woke the others with ", turn ? "" : cpu_waking);
         barrier(&all, ncpus);
     }
 }
@@ -57,7 +57,7 @@ static void handle_token(struct trap *t)
     (void)t;
     uint32_t me = cpu_index(), next = (me + 1) % ncpus;
     tokens[me]++;
-    lapic_eoi();
+    irq_done();
     if (me != 0)
         ipi(next, VECTOR_TOKEN);                        /* straight from the handler: the others never notice */
     else

@@ -1,4 +1,5 @@
-/* halt: no wake-up from HLT is ever lost, by IPI, timer or NMI, pending before the HLT or arriving after it. */
+/* halt: no wake-up from HLT (lguest: the hypercall HALT) is ever lost, by IPI, timer or NMI, pending before it or arriving
+   after it. */
 #include "guest.h"
 
 const char guest_name[] = "halt";
@@ -8,9 +9,9 @@ enum { VECTOR_PING = 0x41, VECTOR_ALARM = 0x51, VECTOR_WATCHDOG = 0x61, VECTOR_M
 /* Changed only by this CPU's own interrupt handlers: if the interrupt is lost, nothing else makes the wait end. */
 static struct { volatile uint32_t pings, alarms, nmis, masked, halts; } __attribute__((aligned(64))) mine[MAX_CPUS];
 
-static void handle_ping(struct trap *t) { (void)t; mine[cpu_index()].pings++; lapic_eoi(); }
-static void handle_alarm(struct trap *t) { (void)t; mine[cpu_index()].alarms++; lapic_eoi(); }
-static void handle_masked(struct trap *t) { (void)t; mine[cpu_index()].masked++; lapic_eoi(); }
+static void handle_ping(struct trap *t) { (void)t; mine[cpu_index()].pings++; irq_done(); }
+static void handle_alarm(struct trap *t) { (void)t; mine[cpu_index()].alarms++; irq_done(); }
+static void handle_masked(struct trap *t) { (void)t; mine[cpu_index()].masked++; irq_done(); }
 static void handle_nmi(struct trap *t) { (void)t; mine[cpu_index()].nmis++; }
 
 static void handle_watchdog(struct trap *t)
@@ -22,7 +23,7 @@ static void handle_watchdog(struct trap *t)
 
 static void arm_watchdog(void)
 {
-    lapic_timer(TIMER_ONESHOT, VECTOR_WATCHDOG, lapic_khz / 128 * 1000 * wait_seconds, DIVIDE_BY_128);
+    timer_start(VECTOR_WATCHDOG, wait_seconds * 1000000000ull);
 }
 
 /* The idiom under test: interrupts are off from the look at the condition until the HLT. */
@@ -58,7 +59,7 @@ static void pass_token(void *unused)
         if (i != r.first)
             ipi(next, VECTOR_PING);
     }
-    lapic_timer(TIMER_MASKED, VECTOR_WATCHDOG, 0, DIVIDE_BY_128);
+    timer_stop();
     this_cpu()->timer_taken = false;
 }
 
@@ -97,7 +98,7 @@ static void wake_by_self(void *unused)
         halt_until(mine[i].pings - before >= round);
     }
     check(mine[i].pings - before == alarm_rounds, "CPU %u: %u self-IPIs instead of %u", i, mine[i].pings - before, alarm_rounds);
-    lapic_timer(TIMER_MASKED, VECTOR_WATCHDOG, 0, DIVIDE_BY_128);
+    timer_stop();
     this_cpu()->timer_taken = false;
 }
 
@@ -106,12 +107,12 @@ static struct { uint32_t round; } timer_progress[MAX_CPUS];
 static void wake_by_timer(void *unused)
 {
     (void)unused;
-    uint32_t i = cpu_index(), before = mine[i].alarms, random = 12345 + i, longest = lapic_khz / 50;   /* up to 20 us */
+    uint32_t i = cpu_index(), before = mine[i].alarms, random = 12345 + i;
     this_cpu()->timer_taken = true;                     /* so CPU 0 only watches: see guard() */
     for (uint32_t round = 1; round <= alarm_rounds; round++) {
         timer_progress[i].round = round;
         cli();
-        lapic_timer(TIMER_ONESHOT, VECTOR_ALARM, 1 + random32(&random) % longest, DIVIDE_BY_1);
+        timer_start(VECTOR_ALARM, 1 + random32(&random) % 20000);       /* up to 20 us */
         uint32_t dawdle = random32(&random) % 64;       /* so that it fires before, at, and after the HLT */
         while (dawdle--)
             compiler_barrier();
@@ -140,6 +141,7 @@ static void guard_timers(void)
 
 /* ---- with interrupts off only an NMI ends a HLT ---- */
 
+#ifdef MACHINE_PC
 static volatile uint32_t deaf_round, deaf_awake, resent;
 
 static void sleep_deaf(void *rounds)
@@ -183,6 +185,13 @@ static void wake_by_nmi(uint32_t rounds)
     wait_done(1);
     printf("halt: NMI ends HLT with IF clear, a masked interrupt does not: %u rounds, %u NMIs\n", rounds, resent);
 }
+#else
+static void wake_by_nmi(uint32_t rounds)
+{
+    (void)rounds, (void)handle_masked, (void)handle_nmi;
+    printf("halt: this machine has no NMIs, and its HALT always lets interrupts in: deaf sleep skipped\n");
+}
+#endif
 
 void guest_main(void)
 {
@@ -190,7 +199,7 @@ void guest_main(void)
     on_vector(VECTOR_ALARM, handle_alarm);
     on_vector(VECTOR_MASKED, handle_masked);
     on_vector(VECTOR_WATCHDOG, handle_watchdog);
-    on_vector(VECTOR_NMI, handle_nmi);
+    on_vector(2, handle_nmi);
     uint32_t rounds = option_number("rounds", 10000) * scale, wakeups = 0;
 
     alarm_rounds = rounds;

@@ -398,7 +398,7 @@ static void debugging(void *unused)
 #else
         if (ring) {
             r = prepare(p_stack_load, 3);               /* within a segment of 64 KB, based where the user's stack is */
-            this_cpu()->gdt[SEL_SHORT3 / 8] = 0x0040F20000000FFFull | (uint64_t)((reg_t)user_stack[me] & 0xFFFFFF) << 16
+            this_cpu()->m.gdt[SEL_SHORT3 / 8] = 0x0040F20000000FFFull | (uint64_t)((reg_t)user_stack[me] & 0xFFFFFF) << 16
                                             | (uint64_t)((reg_t)user_stack[me] >> 24) << 56;
             r.t.ss = SEL_SHORT3 | 3;
             r.t.sp = 2048;
@@ -417,7 +417,7 @@ static void debugging(void *unused)
 
 static void allow(uint32_t port, bool yes)
 {
-    uint8_t *byte = &this_cpu()->tss.iomap[port / 8], bit = (uint8_t)(1 << port % 8);
+    uint8_t *byte = &this_cpu()->m.tss.iomap[port / 8], bit = (uint8_t)(1 << port % 8);
     *byte = yes ? *byte & (uint8_t)~bit : *byte | bit;
 }
 
@@ -460,9 +460,9 @@ static void io(void *unused)
     allow(0x88, true);
     port("inw over a byte of the bitmap", p_in16, 0x87, 0, true);
     port("inb beyond the bitmap", p_in8, 0x500, 0, false);
-    this_cpu()->tss.iomap_base = 0xDFFF;
+    this_cpu()->m.tss.iomap_base = 0xDFFF;
     port("no bitmap at all", p_in8, 0x80, 0, false);
-    this_cpu()->tss.iomap_base = offsetof(struct tss, iomap);
+    this_cpu()->m.tss.iomap_base = offsetof(struct tss, iomap);
     for (uint32_t p = 0x80; p <= 0x88; p++)
         allow(p, false);
 }
@@ -618,7 +618,7 @@ static void interrupts(void *unused)
     uint32_t me = cpu_index();
     for (uint32_t gate = 0; gate < 2; gate++) {         /* an interrupt gate clears IF, a trap gate does not */
         struct run r = prepare(gate ? p_int_frame2 : p_int_frame, 3);
-        reg_t ip = r.t.ip, sp = r.t.sp, flags = r.t.flags, top = ONLY64(this_cpu()->tss.rsp[0]) ONLY32(this_cpu()->tss.esp0);
+        reg_t ip = r.t.ip, sp = r.t.sp, flags = r.t.flags, top = ONLY64(this_cpu()->m.tss.rsp[0]) ONLY32(this_cpu()->m.tss.esp0);
         run_code(&r);
         expect(&r, "interrupt and back to ring 3", END, 0, ip + 4);
         check(frames[me].at + sizeof(struct trap) == top, "CPU %u: the frame ends at %lx, the TSS says %lx", me, frames[me].at + sizeof(struct trap), top);
@@ -747,7 +747,7 @@ static void handle_df(struct trap *t)
     leave_code(t);
 }
 static void setup_df(void *unused) { (void)unused; }
-static bool df_on_own_stack(void) { return (df_frame[cpu_index()] ^ (this_cpu()->tss.ist[0] - 1)) < PAGE_SIZE; }
+static bool df_on_own_stack(void) { return (df_frame[cpu_index()] ^ (this_cpu()->m.tss.ist[0] - 1)) < PAGE_SIZE; }
 #else
 /* The double fault gets a task of its own; what was interrupted is in the CPU's own TSS. */
 struct tss32 { uint32_t link, esp0, ss0, esp1, ss1, esp2, ss2, cr3, eip, eflags, eax, ecx, edx, ebx, esp, ebp, esi, edi, es, cs, ss, ds, fs, gs, ldt, trap; };
@@ -759,7 +759,7 @@ asm(".pushsection .text\n df_task: call df_in_c; add $4, %esp; iret; jmp df_task
 void df_in_c(uint32_t error);
 void df_in_c(uint32_t error)
 {
-    struct tss32 *old = (struct tss32 *)&this_cpu()->tss;
+    struct tss32 *old = (struct tss32 *)&this_cpu()->m.tss;
     struct trap t = { .ax = old->eax, .cx = old->ecx, .dx = old->edx, .bx = old->ebx, .bp = old->ebp, .si = old->esi, .di = old->edi,
                       .ip = old->eip, .cs = old->cs, .flags = old->eflags, .sp = old->esp, .ss = old->ss, .ds = old->ds, .es = old->es,
                       .vector = DF, .error = error };
@@ -784,8 +784,8 @@ static void setup_df(void *unused)
     uint32_t base = (uint32_t)t;
     *t = (struct tss32){ .cr3 = read_cr3(), .eip = (reg_t)df_task, .eflags = 2, .esp = (reg_t)alloc_page() + PAGE_SIZE, .cs = SEL_KCODE,
                          .ss = SEL_KDATA, .ds = SEL_KDATA, .es = SEL_KDATA, .fs = SEL_PERCPU, .trap = sizeof *t << 16 };
-    ((struct tss32 *)&c->tss)->cr3 = read_cr3();
-    c->gdt[SEL_FREE / 8] = (sizeof *t - 1) | (uint64_t)(base & 0xFFFFFF) << 16 | 0x89ull << 40 | (uint64_t)(base >> 24) << 56;
+    ((struct tss32 *)&c->m.tss)->cr3 = read_cr3();
+    c->m.gdt[SEL_FREE / 8] = (sizeof *t - 1) | (uint64_t)(base & 0xFFFFFF) << 16 | 0x89ull << 40 | (uint64_t)(base >> 24) << 56;
 }
 static bool df_on_own_stack(void) { return (df_frame[cpu_index()] ^ (df_tss[cpu_index()].esp - 1)) < PAGE_SIZE; }
 #endif
@@ -864,10 +864,10 @@ static void setup_cpu(void *unused)
 {
     (void)unused;
     struct cpu *c = this_cpu();
-    c->gdt[SEL_ABSENT3 / 8] = 0x00CF72000000FFFFull;
-    c->gdt[SEL_ABSENT0 / 8] = 0x00CF12000000FFFFull;
+    c->m.gdt[SEL_ABSENT3 / 8] = 0x00CF72000000FFFFull;
+    c->m.gdt[SEL_ABSENT0 / 8] = 0x00CF12000000FFFFull;
 #ifndef __x86_64__
-    c->tss.link = SEL_KDATA;                            /* for IRET with NT: not a TSS */
+    c->m.tss.link = SEL_KDATA;                            /* for IRET with NT: not a TSS */
 #endif
     asm volatile("fninit; lldt %w0" : : "r"(0));
 }

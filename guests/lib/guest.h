@@ -2,8 +2,8 @@
 #ifndef GUEST_H
 #define GUEST_H
 #include <stdarg.h>
-#include "layout.h"
 #include "x86.h"
+#include "machine.h"                            /* of lib/pc or lib/lguest: the Makefile says which */
 
 #define MAX_CPUS 32
 #define PAGE_SIZE 4096u
@@ -18,28 +18,17 @@ typedef void (*job_t)(void *arg);
 
 struct cpu {
     struct cpu *self;                           /* first, so that %fs:0 finds it */
-    uint32_t index, apic_id;
+    uint32_t index;
+    uint8_t *stack_top;
+    struct machine_cpu m;                       /* what this machine needs for each CPU: machine.h */
     volatile uint32_t online;
     job_t volatile job;                         /* written by the CPU that gives work, cleared by this one when done */
     void *volatile job_arg;
     volatile uint32_t sleeping;                 /* see sleep_until() */
     volatile uint32_t naps;                     /* how often sleep_until() really halted */
-    bool timer_taken;                           /* the guest uses this CPU's APIC timer: the library keeps off */
-    char line[256];                             /* printf collects one line here */
+    bool timer_taken;                           /* the guest uses this CPU's timer: the library keeps off */
+    char line[257];                             /* printf collects one line here */
     uint32_t line_length;
-    uint64_t gdt[GDT_SLOTS];
-    struct tss {
-#ifdef __x86_64__
-        uint32_t reserved0;
-        uint64_t rsp[3], reserved1, ist[7], reserved2;
-        uint16_t reserved3, iomap_base;
-#else
-        uint32_t link, esp0, ss0, rest[22];
-        uint16_t trap, iomap_base;
-#endif
-        uint8_t iomap[128 + 1];                 /* ports 0 … 0x3FF for ring 3: a 1 forbids (all 1 at start) */
-    } __attribute__((packed)) tss;
-    uint8_t *stack_top;
 };
 
 extern struct cpu cpus[MAX_CPUS];
@@ -52,13 +41,16 @@ static inline struct cpu *this_cpu(void)
     return c;
 }
 static inline uint32_t cpu_index(void) { return this_cpu()->index; }
+extern const char machine_name[], cpu_id_name[], cpu_waking[];  /* for people: "pc", "APIC ID", "INIT-SIPI-SIPI" */
+uint32_t cpu_id(void);                                  /* what the machine calls this CPU */
 
-void start_cpus(void);
+void read_options(void);
+void announce(const char *source);                      /* the first line that a guest prints; source: of the CPUs */
+_Noreturn void idle(struct cpu *c);
 void run_on(uint32_t cpu, job_t job, void *arg);        /* give work to an idle CPU and return at once */
 void wait_done(uint32_t cpu);                           /* until that work is done */
 void run_on_all(job_t job, void *arg);                  /* every CPU, this one too; returns when all are done */
 void run_on_first(uint32_t n, job_t job, void *arg);    /* the same for CPUs 0 … n-1 */
-uint32_t discover_cpus(uint32_t *apic_ids, uint32_t max, const char **source);
 
 /* ---- waiting ----
  * Both end the guest with a FAIL sentence when the condition has not come true within wait_seconds.
@@ -112,11 +104,10 @@ struct trap {
 };
 typedef void (*handler_t)(struct trap *t);
 
-void on_vector(uint32_t vector, handler_t handler);     /* 0: unexpected again. APIC handlers call lapic_eoi() */
-void idt_gate(uint32_t vector, uint32_t dpl, uint32_t ist);  /* interrupt gate to the usual stub; ist: 64-bit only */
-void idt_raw(uint32_t vector, const void *gate);        /* 8 bytes (32-bit) or 16 bytes (64-bit) as you like */
-void setup_cpu_tables(struct cpu *c);
-void setup_idt(void);
+enum { VECTOR_WAKE = 0xF0, VECTOR_TICK = 0xF1 };        /* the library's own */
+void on_vector(uint32_t vector, handler_t handler);     /* 0: unexpected again */
+uint64_t segment(uint32_t base, uint32_t limit, uint32_t access, uint32_t flags);       /* a descriptor */
+void trap_dispatch(struct trap *t);
 _Noreturn void unexpected_trap(struct trap *t);
 
 /* ---- code that is expected to trap (run.c) ----
@@ -129,46 +120,25 @@ void catch(uint32_t vector);
 void leave_code(struct trap *t);                        /* what catch() installs; own handlers may call it */
 uint8_t *user_page(void);                               /* a new page that ring 3 may read, write and execute */
 
-/* ---- local APIC (lapic.c) ---- */
-enum { LAPIC_ID = 0x20, LAPIC_VERSION = 0x30, LAPIC_TPR = 0x80, LAPIC_PPR = 0xA0, LAPIC_EOI = 0xB0, LAPIC_LDR = 0xD0,
-       LAPIC_DFR = 0xE0, LAPIC_SVR = 0xF0, LAPIC_ISR = 0x100, LAPIC_TMR = 0x180, LAPIC_IRR = 0x200, LAPIC_ESR = 0x280,
-       LAPIC_ICR = 0x300, LAPIC_ICR_HIGH = 0x310, LAPIC_LVT_TIMER = 0x320, LAPIC_LVT_LINT0 = 0x350,
-       LAPIC_LVT_LINT1 = 0x360, LAPIC_LVT_ERROR = 0x370, LAPIC_TIMER_INIT = 0x380, LAPIC_TIMER_COUNT = 0x390,
-       LAPIC_TIMER_DIVIDE = 0x3E0 };
-enum { ICR_FIXED = 0, ICR_NMI = 0x400, ICR_INIT = 0x500, ICR_STARTUP = 0x600, ICR_LOGICAL = 0x800, ICR_PENDING = 0x1000,
-       ICR_ASSERT = 0x4000, ICR_SELF = 0x40000, ICR_ALL = 0x80000, ICR_OTHERS = 0xC0000 };
-enum { TIMER_ONESHOT = 0, TIMER_PERIODIC = 0x20000, TIMER_TSC_DEADLINE = 0x40000, TIMER_MASKED = 0x10000 };
-enum { DIVIDE_BY_1 = 0xB, DIVIDE_BY_2 = 0, DIVIDE_BY_16 = 3, DIVIDE_BY_128 = 0xA };
-enum { VECTOR_NMI = 2, VECTOR_WAKE = 0xF0, VECTOR_TICK = 0xF1, VECTOR_SPURIOUS = 0xFF };  /* the library's own */
-#define MSR_TSC_DEADLINE 0x6E0
-
-extern volatile uint32_t *lapic_base;
-static inline uint32_t lapic_read(uint32_t reg) { return lapic_base[reg / 4]; }
-static inline void lapic_write(uint32_t reg, uint32_t v) { lapic_base[reg / 4] = v; }
-static inline bool lapic_bit(uint32_t reg, uint32_t vector)     /* of ISR, TMR or IRR */
-{
-    return lapic_read(reg + vector / 32 * 0x10) >> vector % 32 & 1;
-}
-void lapic_setup(void);
-void lapic_eoi(void);
-void lapic_icr(uint32_t destination, uint32_t low);     /* waits until it is sent */
-void ipi(uint32_t cpu, uint32_t vector);                /* fixed, physical */
-void ipi_nmi(uint32_t cpu);
-void lapic_timer(uint32_t mode, uint32_t vector, uint32_t count, uint32_t divide);  /* count 0 stops it */
-bool has_tsc_deadline(void);
-void nmi_default(struct trap *t);
+/* ---- interrupts between CPUs, and each CPU's timer (every machine has its own) ----
+ * Handlers end with irq_done(). Who wants more of its machine than this looks into machine.h. */
+void ipi(uint32_t cpu, uint32_t vector);
+void ipi_self(uint32_t vector);
+void ipi_others(uint32_t vector);                       /* to all but this CPU, in one go */
+void ipi_all(uint32_t vector);
+void timer_start(uint32_t vector, uint64_t ns);         /* one interrupt, ns from now; replaces what was armed before */
+void timer_stop(void);
 
 /* ---- time (time.c) ---- */
-extern uint32_t tsc_khz, lapic_khz;                     /* lapic_khz: timer ticks per ms with DIVIDE_BY_1 */
+extern uint32_t tsc_khz;
 extern const char *tsc_source;
-void calibrate(void);
 void delay_us(uint32_t us);
 uint64_t us_to_tsc(uint32_t us);
 uint32_t tsc_to_us(uint64_t cycles);                    /* saturates */
 uint64_t div64(uint64_t n, uint32_t d);                 /* there is no libgcc for the 32-bit build */
 uint64_t mul_div(uint64_t a, uint32_t b, uint32_t c);   /* a * b / c, a * b below 2^64 */
 
-/* ---- memory (page.c) ---- */
+/* ---- memory (page.c, and pages.c of each machine) ---- */
 #define PTE_P 1u
 #define PTE_W 2u
 #define PTE_U 4u
@@ -176,17 +146,10 @@ uint64_t mul_div(uint64_t a, uint32_t b, uint32_t c);   /* a * b / c, a * b belo
 #define PTE_D 0x40u
 #define PTE_LARGE 0x80u
 #define PTE_G 0x100u
-#ifdef __x86_64__
-#define PTE_NX (1ul << 63)
-#else
-#define PTE_NX 0ul
-#endif
-#define FREE_VA 0xD0000000ul                            /* 256 MB of addresses with no memory or device behind them */
 
 extern reg_t page_root[];
-extern bool has_nx;
 extern uint64_t memory_bytes;                           /* in the largest region */
-void setup_memory(uint32_t magic, reg_t info);
+void give_memory(uintptr_t from, uintptr_t to);         /* what alloc_page() may hand out */
 void *alloc_page(void);                                 /* zeroed; its address is also its physical address */
 void *alloc_pages(uint32_t n);                          /* contiguous; never freed */
 void free_page(void *page);
@@ -194,7 +157,7 @@ reg_t *pte_of(reg_t va, bool create);                   /* the 4 KB entry; split
 void map_page(reg_t va, reg_t pa, reg_t flags);         /* PTE_P is added; flushes this CPU's TLB entry only */
 void unmap_page(reg_t va);
 
-/* ---- command line ---- */
+/* ---- command line (options.c) ---- */
 extern char command_line[256];
 bool option(const char *word);                          /* is the word there? */
 uint32_t option_number(const char *name, uint32_t otherwise);   /* name=123 or 0x… */
@@ -208,7 +171,8 @@ int vsnprintf(char *out, size_t size, const char *format, va_list args);
 int snprintf(char *out, size_t size, const char *format, ...) __attribute__((format(printf, 3, 4)));
 _Noreturn void pass(const char *summary, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void fail(const char *reason, ...) __attribute__((format(printf, 1, 2)));
-_Noreturn void leave(uint8_t value);                    /* debug-exit */
+void put_text(const char *s, size_t n);                 /* the machine's; s[n] is 0 */
+_Noreturn void end_guest(bool passed, const char *line);        /* the machine's */
 #define check(condition, ...) do { if (!(condition)) fail(__VA_ARGS__); } while (0)
 
 void *memset(void *to, int c, size_t n);

@@ -1,29 +1,8 @@
-/* printf to the 16550 one whole line at a time, and the verdict that ends every guest. */
+/* printf, one whole line at a time, and the verdict that ends every guest. */
 #include "guest.h"
-
-#define COM1 0x3F8
-#define LSR (COM1 + 5)
-#define LSR_THRE 0x20
-#define DEBUG_EXIT 0xF4
 
 static struct lock console;
 static volatile uint32_t over;                          /* somebody already speaks the last word */
-
-static void put_byte(char c)
-{
-    for (uint32_t i = 0; i < 1000000 && !(inb(LSR) & LSR_THRE); i++)
-        pause();                                        /* bounded: a dead UART must not hide the verdict */
-    outb(COM1, (uint8_t)c);
-}
-
-static void put_text(const char *s, size_t n)
-{
-    while (n--) {
-        if (*s == '\n')
-            put_byte('\r');
-        put_byte(*s++);
-    }
-}
 
 /* ---- formatting: %d %i %u %x %X %p %s %c %% with - 0 width .precision(for %s) l ll z ---- */
 
@@ -157,7 +136,8 @@ int printf(const char *format, ...)
     struct cpu *c = this_cpu();
     for (const char *p = text; *p; p++) {
         c->line[c->line_length++] = *p;
-        if (*p == '\n' || c->line_length == sizeof c->line) {
+        if (*p == '\n' || c->line_length == sizeof c->line - 1) {
+            c->line[c->line_length] = 0;
             lock(&console);
             put_text(c->line, c->line_length);
             unlock(&console);
@@ -168,40 +148,33 @@ int printf(const char *format, ...)
     return n;
 }
 
-_Noreturn void leave(uint8_t value)
-{
-    outb(DEBUG_EXIT, value);
-    for (;;)                                            /* no debug-exit port here: at least be quiet */
-        asm volatile("cli; hlt");
-}
-
-static _Noreturn void last_word(const char *verdict, const char *format, va_list args, uint8_t value)
+static _Noreturn void last_word(bool passed, const char *format, va_list args)
 {
     cli();
     while (__atomic_exchange_n(&over, 1, __ATOMIC_SEQ_CST))
-        for (;;)                                        /* another CPU was first; its leave() ends us too */
-            asm volatile("cli; hlt");
+        for (;;)                                        /* another CPU was first; its end_guest() ends us too */
+            stand_still();
     char text[256], line[400];
     vsnprintf(text, sizeof text, format, args);
-    int n = snprintf(line, sizeof line, "%s: %s (%s)\n", guest_name, verdict, text);
+    int n = snprintf(line, sizeof line, "%s: %s (%s)\n", guest_name, passed ? "PASS" : "FAIL", text);
     for (uint32_t i = 0; i < 10000000 && !try_lock(&console); i++)
         pause();                                        /* the holder may be the one that is stuck: speak anyway */
     put_text(line, (size_t)n < sizeof line ? (size_t)n : sizeof line - 1);
-    leave(value);
+    end_guest(passed, line);
 }
 
 _Noreturn void pass(const char *summary, ...)
 {
     va_list args;
     va_start(args, summary);
-    last_word("PASS", summary, args, 0);
+    last_word(true, summary, args);
 }
 
 _Noreturn void fail(const char *reason, ...)
 {
     va_list args;
     va_start(args, reason);
-    last_word("FAIL", reason, args, 1);
+    last_word(false, reason, args);
 }
 
 /* The compiler may call these even in freestanding code. */

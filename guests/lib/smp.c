@@ -1,52 +1,28 @@
-/* All CPUs: waking them (INIT-SIPI-SIPI), giving them work, waiting for each other. */
+/* All CPUs: giving them work, waiting for each other. How they wake is each machine's own matter: start.c. */
 #include "guest.h"
 
 struct cpu cpus[MAX_CPUS];
 uint32_t ncpus = 1;
 uint32_t wait_seconds = 60;
 
-static uint8_t ap_stacks[MAX_CPUS][STACK_SIZE] __attribute__((aligned(4096)));
 static bool never_halt;                                 /* "nohlt" on the command line */
 
-extern char trampoline[], trampoline_end[];
-extern uint8_t boot_stack_top[];
-extern volatile uint32_t ap_stack_top, ap_cpu;
-void first_cpu(void);
-void next_cpu(struct cpu *c);
-extern uint32_t multiboot_magic, multiboot_info;
-
-/* ---- the way up ---- */
-
-static void setup_this_cpu(struct cpu *c, uint8_t *stack_top)
+void read_options(void)
 {
-    c->self = c;
-    c->stack_top = stack_top;
-    setup_cpu_tables(c);                                /* from here on this_cpu() works */
-    if (has_nx)
-        wrmsr(0xC0000080, rdmsr(0xC0000080) | 0x800);   /* EFER.NXE */
-    lapic_setup();
-}
-
-void first_cpu(void)
-{
-    setup_memory(multiboot_magic, multiboot_info);      /* first: the multiboot data lies in memory we will use */
-    setup_idt();
-    setup_this_cpu(&cpus[0], boot_stack_top);
-    cpus[0].apic_id = lapic_read(LAPIC_ID) >> 24;
-    cpus[0].online = 1;
-    outb(0x21, 0xFF);                                   /* the old PIC stays silent */
-    outb(0xA1, 0xFF);
-    calibrate();
     scale = option_number("scale", 1);
     wait_seconds = option_number("wait", 60);
     never_halt = option("nohlt");
-    sti();
-    start_cpus();
-    guest_main();
-    fail("guest_main returned without a verdict");
 }
 
-static _Noreturn void idle(struct cpu *c)
+void announce(const char *source)
+{
+    printf("%s: %d-bit, %u CPU%s (%s), %u MB, TSC %u MHz (%s)\n", guest_name, BITS, ncpus, ncpus == 1 ? "" : "s", source,
+           (uint32_t)(memory_bytes >> 20), tsc_khz / 1000, tsc_source);
+}
+
+/* ---- work ---- */
+
+_Noreturn void idle(struct cpu *c)
 {
     for (;;) {
         struct wait w = { 0, 0, 0 };                    /* no description: this wait has no end */
@@ -64,51 +40,6 @@ static _Noreturn void idle(struct cpu *c)
         wake(0);
     }
 }
-
-void next_cpu(struct cpu *c)
-{
-    setup_this_cpu(c, ap_stacks[c->index] + STACK_SIZE);
-    check(lapic_read(LAPIC_ID) >> 24 == c->apic_id, "CPU %u: woke with APIC ID %u instead of %u", c->index,
-          lapic_read(LAPIC_ID) >> 24, c->apic_id);
-    c->online = 1;
-    sti();
-    idle(c);
-}
-
-void start_cpus(void)
-{
-    uint32_t ids[MAX_CPUS];
-    const char *source;
-    uint32_t found = discover_cpus(ids, MAX_CPUS, &source);
-    uint32_t limit = option_number("cpus", MAX_CPUS);   /* cpus=N: leave the others asleep */
-
-    memcpy((void *)TRAMPOLINE, trampoline, (size_t)(trampoline_end - trampoline));
-    for (uint32_t i = 0; i < found && ncpus < limit; i++) {
-        if (ids[i] == cpus[0].apic_id)
-            continue;
-        struct cpu *c = &cpus[ncpus];
-        c->index = ncpus;
-        c->apic_id = ids[i];
-        ap_cpu = (uint32_t)(uintptr_t)c;
-        ap_stack_top = (uint32_t)(uintptr_t)(ap_stacks[c->index] + STACK_SIZE);
-
-        /* MP specification B.4. */
-        lapic_icr(c->apic_id, ICR_INIT | ICR_ASSERT);
-        delay_us(10000);
-        for (int twice = 0; twice < 2; twice++) {
-            lapic_icr(c->apic_id, ICR_STARTUP | ICR_ASSERT | TRAMPOLINE >> 12);
-            delay_us(200);
-        }
-        char what[64];
-        snprintf(what, sizeof what, "CPU %u (APIC ID %u) to come up after INIT-SIPI-SIPI", c->index, c->apic_id);
-        spin_until(c->online, what);
-        ncpus++;
-    }
-    printf("%s: %d-bit, %u CPU%s (%s), %u MB, TSC %u MHz (%s)\n", guest_name, BITS, ncpus, ncpus == 1 ? "" : "s", source,
-           (uint32_t)(memory_bytes >> 20), tsc_khz / 1000, tsc_source);
-}
-
-/* ---- work ---- */
 
 void run_on(uint32_t cpu, job_t job, void *arg)
 {
@@ -148,7 +79,7 @@ bool wait_spin(struct wait *w, bool may_halt)
     if (!may_halt || never_halt || now - w->start < 100u * (tsc_khz / 1000))     /* 100 us */
         return true;
     /* Where the timer cannot watch over the sleep, CPU 0 stays awake, so that a lost wake-up ends as a sentence. */
-    return !(read_flags() & FLAG_IF) || (cpu_index() == 0 && this_cpu()->timer_taken);
+    return !irqs_on() || (cpu_index() == 0 && this_cpu()->timer_taken);
 }
 
 /* Pairs with wake(): there the condition is written before `sleeping` is read, here `sleeping` is written before the
@@ -165,7 +96,7 @@ void wait_halt(void)
     struct cpu *c = this_cpu();
     c->naps++;
     if (!c->timer_taken)                                /* a look around every second, to notice when time is up */
-        lapic_timer(TIMER_ONESHOT, VECTOR_TICK, lapic_khz / 16 * 1000, DIVIDE_BY_16);
+        timer_start(VECTOR_TICK, 1000000000);
     sti_hlt();
 }
 

@@ -13,11 +13,6 @@ static inline uint8_t inb(uint16_t port) { uint8_t v; asm volatile("inb %1, %0" 
 
 static inline void pause(void) { asm volatile("pause" : : : "memory"); }
 static inline void compiler_barrier(void) { asm volatile("" : : : "memory"); }
-static inline void cli(void) { asm volatile("cli" : : : "memory"); }
-static inline void sti(void) { asm volatile("sti" : : : "memory"); }
-static inline void hlt(void) { asm volatile("hlt" : : : "memory"); }
-/* STI holds interrupts off for one more instruction, so nothing can slip in between: no wake-up is lost. */
-static inline void sti_hlt(void) { asm volatile("sti; hlt" : : : "memory"); }
 static inline void invlpg(const volatile void *p) { asm volatile("invlpg (%0)" : : "r"(p) : "memory"); }
 /* A locked operation on the stack: a full fence on every x86 that has no MFENCE, too. */
 static inline void full_fence(void)
@@ -56,8 +51,6 @@ static inline struct cpuid cpuid(uint32_t leaf, uint32_t sub)
 static inline reg_t read_flags(void) { reg_t v; asm volatile("pushf; pop %0" : "=r"(v) : : "memory"); return v; }
 static inline void write_flags(reg_t v) { asm volatile("push %0; popf" : : "r"(v) : "memory", "cc"); }
 #define FLAG_IF 0x200
-static inline reg_t irq_save(void) { reg_t f = read_flags(); cli(); return f; }
-static inline void irq_restore(reg_t f) { if (f & FLAG_IF) sti(); }
 
 static inline reg_t read_cr0(void) { reg_t v; asm volatile("mov %%cr0, %0" : "=r"(v) : : "memory"); return v; }
 static inline reg_t read_cr2(void) { reg_t v; asm volatile("mov %%cr2, %0" : "=r"(v) : : "memory"); return v; }

@@ -38,8 +38,8 @@ void lapic_icr(uint32_t destination, uint32_t low)
     irq_restore(flags);
 }
 
-void ipi(uint32_t cpu, uint32_t vector) { lapic_icr(cpus[cpu].apic_id, ICR_FIXED | ICR_ASSERT | vector); }
-void ipi_nmi(uint32_t cpu) { lapic_icr(cpus[cpu].apic_id, ICR_NMI | ICR_ASSERT); }
+void ipi(uint32_t cpu, uint32_t vector) { lapic_icr(cpus[cpu].m.apic_id, ICR_FIXED | ICR_ASSERT | vector); }
+void ipi_nmi(uint32_t cpu) { lapic_icr(cpus[cpu].m.apic_id, ICR_NMI | ICR_ASSERT); }
 
 void lapic_timer(uint32_t mode, uint32_t vector, uint32_t count, uint32_t divide)
 {
@@ -49,5 +49,23 @@ void lapic_timer(uint32_t mode, uint32_t vector, uint32_t count, uint32_t divide
     lapic_write(LAPIC_LVT_TIMER, mode | vector);
     lapic_write(LAPIC_TIMER_INIT, count);
 }
+
+/* The finest divider with which the count fits. */
+void timer_start(uint32_t vector, uint64_t ns)
+{
+    static const struct { uint32_t divide, shift; } dividers[] = { { DIVIDE_BY_1, 0 }, { DIVIDE_BY_16, 4 }, { DIVIDE_BY_128, 7 } };
+    uint64_t count = mul_div(ns, lapic_khz, 1000000);
+    uint32_t d = 0;
+    while (count >> dividers[d].shift > 0xFFFFFFFF && d < 2)
+        d++;
+    count >>= dividers[d].shift;
+    lapic_timer(TIMER_ONESHOT, vector, count > 0xFFFFFFFF ? 0xFFFFFFFF : count ? (uint32_t)count : 1, dividers[d].divide);
+}
+
+void timer_stop(void) { lapic_timer(TIMER_MASKED, VECTOR_TICK, 0, DIVIDE_BY_1); }
+
+void ipi_others(uint32_t vector) { lapic_icr(0, ICR_OTHERS | ICR_ASSERT | vector); }
+void ipi_all(uint32_t vector) { lapic_icr(0, ICR_ALL | ICR_ASSERT | vector); }
+void ipi_self(uint32_t vector) { lapic_icr(0, ICR_SELF | ICR_ASSERT | vector); }
 
 bool has_tsc_deadline(void) { return cpuid(1, 0).ecx >> 24 & 1; }

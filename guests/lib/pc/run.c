@@ -40,7 +40,7 @@ void leave_code(struct trap *t)
     if (!r)
         unexpected_trap(t);
     r->t = *t;
-    r->cr2 = read_cr2();
+    r->cr2 = fault_address();
     if (sizeof(reg_t) == 4 && !(t->cs & 3)) {           /* from ring 0 to ring 0 the stack is not in the frame */
         r->t.sp = (reg_t)&t->sp;
         r->t.ss = SEL_KDATA;
