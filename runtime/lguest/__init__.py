@@ -1,0 +1,1 @@
+"""The lguest machine: the Launcher's and the Host's half (docs/lguest.md)."""
