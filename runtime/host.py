@@ -132,6 +132,7 @@ class Host:
             worker.read_rest()
         try:
             self._drain()
+            self._machine.finish()
             self._flush_console()
         except Exception:  # a device of ours, or the user's console function
             self._log.exception("the Host failed while the machine ended")

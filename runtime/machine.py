@@ -25,7 +25,7 @@ from runtime.errors import HostError, SmpError, UserError
 from runtime.exits import Exit, Reason, Registers
 from runtime.host import Host
 from runtime.lguest.loader import load_lguest, looks_like_lguest
-from runtime.lguest.machine import DEVICE_PAGES, PAGE, LguestMachine
+from runtime.lguest.machine import LguestMachine, block_size
 from runtime.loader import Boot, Start, load
 from runtime.loader.image import read_image
 from runtime.log import make_log
@@ -135,7 +135,8 @@ class Machine:
         sample_clock(switcher)
         sweep_leftovers()
         self._kind = self._choose_machine(switcher)
-        whole = self.ram_size + (DEVICE_PAGES * PAGE if self._kind == LguestMachine.name else 0)
+        is_lguest = self._kind == LguestMachine.name
+        whole = block_size(self.ram_size) if is_lguest else self.ram_size
         with nursery.no_births():
             self._block = block = SharedBlock(whole, "guest memory")
             self._stack.callback(block.close)
@@ -153,9 +154,15 @@ class Machine:
         self.ram = DmaRam(block, self._kill_for_bad_address, switcher, control.pointer, ram_pointer)
         self._stack.callback(self.ram.close)
         platform: Platform
-        if self._kind == LguestMachine.name:
+        if is_lguest:
             platform = lguest = LguestMachine(
-                control, self.ram_size, self.ram, self._console.put, self._devices, self._log
+                control,
+                self.ram,
+                self.ram_size,
+                self._devices,
+                self._console.put,
+                self._call_host,
+                self._log,
             )
             self._stack.callback(platform.close)
             start = self._load_lguest(block)
@@ -206,6 +213,12 @@ class Machine:
         if wish == "capture":
             return Capture()
         raise UserError(f"console={wish!r} is not 'inherit', 'capture' or a function")
+
+    def _call_host(self, order: Callable[[], None]) -> None:
+        """For devices' threads: run `order` in the Host's loop, if there still is one."""
+        host = self._host
+        if host is not None:
+            host.call(order)
 
     def _choose_machine(self, switcher: Any) -> str:
         """The machine that was asked for, or the one that the image looks like."""

@@ -95,8 +95,11 @@ class PcMachine:
         else:
             self.ioapic.eoi(address)
 
-    def close(self) -> None:
+    def finish(self) -> None:
         """Nothing of it runs by itself."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
 
     def write_tables(self, put: Callable[[int, bytes], None], vcpus: int) -> None:
         """What firmware would have left in memory."""

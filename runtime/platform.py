@@ -42,5 +42,8 @@ class Platform(Protocol):
     def post(self, kind: int, address: int, size: int, data: int) -> None:
         """Nobody waits: `enum smp_posted_kind`."""
 
+    def finish(self) -> None:
+        """The vCPUs have stopped: end what runs beside them, pass the last output on."""
+
     def close(self) -> None:
-        """The vCPUs have stopped: end what runs beside them, give everything back."""
+        """Give everything back."""
