@@ -92,9 +92,13 @@ class Elf:
             segments.append(Segment(offset, virtual, physical, file_size, memory_size))
         return segments
 
-    def load(self, boot: Boot) -> Layout:
-        """Copy the segments to their physical addresses; fresh RAM is zero already (bss)."""
-        layout = Layout(self.image, boot.ram_size)
+    def load(self, boot: Boot, layout: Layout | None = None) -> Layout:
+        """Copy the segments to their physical addresses; fresh RAM is zero already (bss).
+
+        Returns `layout`, a pc's unless it is given.
+        """
+        if layout is None:
+            layout = Layout(self.image, boot.ram_size)
         for index, segment in enumerate(self.segments):
             layout.claim(segment.physical, segment.memory_size, f"segment {index}")
         for segment in self.segments:

@@ -17,6 +17,8 @@ BDA_END = 0x500
 """Real-mode vectors and the BIOS data area end here."""
 FIRMWARE_START, FIRMWARE_END = 0x9FC00, 0x100000
 """EBDA, VGA hole, option ROMs and BIOS: ours, not the kernel's (the MP table lives there)."""
+FIRMWARE = ((0, BDA_END), (FIRMWARE_START, FIRMWARE_END))
+"""What a pc has of it; the lguest machine has none."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Layout:
     image: Image
     ram_size: int
     taken: list[tuple[int, int, str]] = field(default_factory=list)
+    firmware: tuple[tuple[int, int], ...] = FIRMWARE
 
     def claim(self, start: int, size: int, what: str) -> None:
         """Reserve `[start, start + size)`; raises UserError when that cannot be."""
@@ -111,7 +114,7 @@ class Layout:
                 f"does not fit in RAM: {what} ends at {end:#x}, RAM at {self.ram_size:#x}; "
                 "try a larger --memory"
             )
-        for low, high in ((0, BDA_END), (FIRMWARE_START, FIRMWARE_END)):
+        for low, high in self.firmware:
             if start < high and low < end:
                 raise self.image.error(f"overwrites firmware data: {what} at {start:#x}..{end:#x}")
         for low, high, other in self.taken:
@@ -123,11 +126,10 @@ class Layout:
 
     def is_free(self, start: int, size: int) -> bool:
         """Whether `[start, start + size)` is RAM that no piece uses."""
-        if start < BDA_END or start + size > self.ram_size:
+        if start < 0 or start + size > self.ram_size:
             return False
-        if start < FIRMWARE_END and start + size > FIRMWARE_START:
-            return False
-        return all(start + size <= low or high <= start for low, high, _ in self.taken)
+        used = [*self.firmware, *((low, high) for low, high, _ in self.taken)]
+        return all(start + size <= low or high <= start for low, high in used)
 
     @property
     def end(self) -> int:
