@@ -51,6 +51,8 @@ static void take_lguest_events(struct smp_engine *s)
 {
     if (__atomic_load_n(&s->vcpu->events, __ATOMIC_SEQ_CST)) {
         s->uc->cpu->interrupt_request |= CPU_INTERRUPT_HARD;
+    } else {
+        s->uc->cpu->interrupt_request &= ~CPU_INTERRUPT_HARD; /* seen by run_guest() meanwhile */
     }
 }
 

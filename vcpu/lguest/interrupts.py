@@ -38,12 +38,13 @@ def deliver_one(cpu: LguestCpu) -> None:
     if not pending or cpu.dead:
         return
     irq = (pending & -pending).bit_length() - 1
-    if not _try_deliver(cpu, irq) or pending & (pending - 1):
+    wanted = _try_deliver(cpu, irq)
+    if not wanted or pending & (pending - 1):
         cpu.look_again(RETRY_NS)
 
 
 def _try_deliver(cpu: LguestCpu, irq: int) -> bool:
-    """try_deliver_interrupt(); False: the Guest does not want it now."""
+    """try_deliver_interrupt(); False: the Guest does not want interrupts now."""
     data = cpu.data
     # In the middle of its iret the Guest asked to be left alone.
     if cpu.noirq_start <= cpu.regs.eip < cpu.noirq_end:
@@ -55,15 +56,14 @@ def _try_deliver(cpu: LguestCpu, irq: int) -> bool:
         data.irq_pending = EFLAGS_IF
         return False
     low, high = cpu.tables.idt[FIRST_EXTERNAL + irq]
-    present = bool(high & GATE_PRESENT)
-    if present:
+    if high & GATE_PRESENT:  # else it stays pending; if the Guest was halted, it no longer is
         cpu.clear_irq(irq)
         cpu.count_interrupt()
         set_guest_interrupt(cpu, low, high)
     write_timestamp(cpu)
     # lguest meant to clear irq_pending here when no other interrupt waits, and by a mistake
     # never did: once set it stays, and so it does here.
-    return present
+    return True
 
 
 def deliver_trap(cpu: LguestCpu, vector: int) -> bool:
