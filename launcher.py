@@ -39,6 +39,7 @@ if __name__ == "__main__":
 
 
 from runtime.errors import STATUS_HOST, STATUS_USER  # noqa: E402 (now in the environment)
+from runtime.lguest.options import add_options, parse_arguments, settle  # noqa: E402
 
 DESCRIPTION = """\
 Runs SMP guests in Unicorn: every virtual CPU is a process of its own, all of
@@ -46,9 +47,10 @@ them share the guest's memory, and they run truly in parallel.
 """
 
 RUN_DESCRIPTION = """\
-Boot KERNEL and connect its serial console to the terminal.  KERNEL is a
-multiboot image (ELF or with load addresses) or a bare 32- or 64-bit ELF
-executable.  Logs go to stderr, only the guest's bytes to stdout.
+Boot KERNEL and connect its console to the terminal.  For the pc machine KERNEL
+is a multiboot image (ELF or with load addresses) or a bare 32- or 64-bit ELF
+executable, for the lguest machine a 32-bit ELF or a bzImage.  Logs go to
+stderr, only the guest's bytes to stdout.
 """
 
 RUN_EPILOG = """\
@@ -102,7 +104,11 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.add_argument("kernel", metavar="KERNEL", help="the image to boot")
-    run.add_argument("--machine", metavar="M", help="the kind of machine: pc (default: guessed)")
+    run.add_argument(
+        "--machine",
+        metavar="M",
+        help="pc or lguest (default: guessed from the image; a bzImage cannot be told apart)",
+    )
     run.add_argument(
         "--vcpus", metavar="N", type=_vcpus, default=1, help="virtual CPUs (default 1)"
     )
@@ -110,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--memory", metavar="SIZE", default="64M", help="RAM, for example 64M or 1G (default 64M)"
     )
     run.add_argument("--append", metavar="TEXT", default="", help="the kernel's command line")
-    run.add_argument("--initrd", metavar="F", help="a file given to the kernel as its module")
+    run.add_argument("--initrd", metavar="F", help="the kernel's initrd (multiboot: its module)")
     run.add_argument("--timeout", metavar="S", type=_seconds, help="end after S seconds")
     run.add_argument("--stats", metavar="F.json", help="write counters and times there at the end")
     run.add_argument(
@@ -119,6 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="info",
         help="how much is said on stderr (default info)",
     )
+    add_options(run)
     run.set_defaults(verb_function=run_verb)
     return parser
 
@@ -149,17 +156,16 @@ class _Signals:
 def run_verb(options: argparse.Namespace, signals: _Signals) -> int:
     """`run`: one machine, again after each restart, until it ends otherwise."""
     from runtime.console import character_mode, stdin_input
-    from runtime.errors import UserError
     from runtime.exits import Reason
     from runtime.log import make_log
     from runtime.machine import Machine
+    from runtime.terminal import raw_mode, raw_stdin
 
-    if options.machine not in (None, "pc"):
-        known = "is not built yet" if options.machine == "lguest" else "is not known"
-        raise UserError(f"the machine '{options.machine}' {known}; choose pc")
     if options.stats is not None:
         _check_writable(options.stats)
     log = make_log(options.log_level)
+    wishes = settle(options, log)
+    source, mode = (raw_stdin, raw_mode) if wishes else (stdin_input, character_mode)
     deadline = None if options.timeout is None else time.monotonic() + options.timeout
     while True:
         machine = Machine(
@@ -168,11 +174,12 @@ def run_verb(options: argparse.Namespace, signals: _Signals) -> int:
             memory=options.memory,
             append=options.append,
             initrd=options.initrd,
-            source=stdin_input(),
+            source=source(),
             log=log,
+            **wishes,
         )
         signals.watch(machine)
-        with machine, character_mode():
+        with machine, mode():
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             end = machine.run(left)
         written = options.stats is None or _write_stats(options.stats, end)
@@ -243,7 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str] | None) -> int:
     signals = _Signals()
-    options = build_parser().parse_args(arguments)
+    options = parse_arguments(build_parser(), arguments)
     verb: Callable[[argparse.Namespace, _Signals], int] = options.verb_function
     from runtime.errors import SmpError
 

@@ -192,6 +192,9 @@ class FdOutput:
 class Input:
     """A file descriptor that feeds the UART: a terminal, a pipe, a socket or a file."""
 
+    heard: Callable[[bytes], object] | None = None
+    """Told of each piece as it is read (raw_stdin listens for Ctrl-C)."""
+
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.ended = False
@@ -208,6 +211,8 @@ class Input:
             data = b""
         if not data:
             self.ended = True
+        if self.heard is not None:
+            self.heard(data)
         return data
 
 
@@ -225,8 +230,11 @@ def stdin_input(fd: int = 0) -> Input | None:
 
 
 @contextmanager
-def character_mode(fd: int = 0) -> Iterator[None]:
-    """A terminal without line editing and echo (Ctrl-C still a signal), restored in every case."""
+def character_mode(fd: int = 0, input_off: int = 0, local_off: int = 0) -> Iterator[None]:
+    """A terminal without line editing and echo (Ctrl-C still a signal), restored in every case.
+
+    `input_off`, `local_off`: bits of c_iflag and c_lflag that are to be off as well.
+    """
     if not os.isatty(fd) or os.tcgetpgrp(fd) != os.getpgrp():
         yield
         return
@@ -234,8 +242,8 @@ def character_mode(fd: int = 0) -> Iterator[None]:
 
     def enter() -> None:
         wanted = termios.tcgetattr(fd)
-        wanted[0] &= ~(termios.ICRNL | termios.INLCR | termios.IXON)
-        wanted[3] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
+        wanted[0] &= ~(termios.ICRNL | termios.INLCR | termios.IXON | input_off)
+        wanted[3] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN | local_off)
         wanted[6][termios.VMIN] = 1
         wanted[6][termios.VTIME] = 0
         termios.tcsetattr(fd, termios.TCSANOW, wanted)

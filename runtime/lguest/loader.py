@@ -13,14 +13,13 @@ setup header, and so do we.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import UserError
 from runtime.lguest import bzimage
 from runtime.loader import multiboot
 from runtime.loader.elf import EM_386, ET_EXEC, IDENT_SIZE, Elf
-from runtime.loader.image import Boot, Image, Layout, read_image
+from runtime.loader.image import Boot, Image, Layout, Start, read_image
 from runtime.sizes import MIB, PAGE, align_up, format_size
 
 BOOT_PARAMS = 0
@@ -55,22 +54,11 @@ ALIGNMENT = 0x1000000
 SUBARCH_LGUEST = 1
 
 
-@dataclass(frozen=True)
-class LguestStart:
-    """What was loaded: `entry` is the boot CPU's first EIP (physical), all else is as ever.
-
-    `warnings` are for the log, a sentence each.
-    """
-
-    kind: str
-    entry: int
-    warnings: tuple[str, ...] = ()
-
-
-def load_lguest(path: Path, boot: Boot) -> LguestStart:
+def load_lguest(path: Path, boot: Boot) -> Start:
     """Put the kernel at `path` and all that belongs to it into RAM.
 
-    `boot.ram_size` is without the device pages.  Raises UserError with one
+    `boot.ram_size` is without the device pages.  Of the result only the entry (a
+    physical address) counts: all guests start alike.  Raises UserError with one
     sentence that names the file and the reason.
     """
     image = read_image(path)
@@ -90,7 +78,8 @@ def load_lguest(path: Path, boot: Boot) -> LguestStart:
     boot.write(COMMAND_LINE, words)
     ramdisk = _load_initrd(boot.initrd, boot, layout)
     boot.write(BOOT_PARAMS, boot_params(boot.ram_size, ramdisk))
-    return LguestStart(kind, entry, tuple(_warnings(image, boot.ram_size)))
+    warnings = tuple(_warnings(image, boot.ram_size))
+    return Start(kind, mode=32, entry=entry, warnings=warnings)
 
 
 def boot_params(ram_size: int, ramdisk: tuple[int, int] | None) -> bytes:

@@ -192,7 +192,7 @@ def add_options(run: argparse.ArgumentParser) -> None:
         "--rng", dest="devices", nargs=0, action=_AddDevice, help="a source of random numbers"
     )
     run.set_defaults(devices=())
-    run.epilog = f"{EPILOG}\n{run.epilog or ''}"
+    run.epilog = f"{run.epilog or ''}\n{EPILOG}"
 
 
 def parse_arguments(

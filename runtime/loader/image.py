@@ -83,7 +83,7 @@ class Start:
     """The boot CPU's start state (smp_vcpu.start_*) and a word about the image.
 
     `mode` 32: flat 32-bit protected mode, paging off, interrupts off; 64: long
-    mode with the page table at `cr3`.
+    mode with the page table at `cr3`.  `warnings` are for the log, a sentence each.
     """
 
     kind: str
@@ -93,6 +93,7 @@ class Start:
     ebx: int = 0
     esi: int = 0
     cr3: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass
