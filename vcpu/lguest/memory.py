@@ -44,8 +44,8 @@ class Memory:
     def address_ok(self, address: int, length: int) -> bool:
         """lguest_address_ok(): no wrap, and below the limit.
 
-        As in lguest the page that an access ends in counts even if the access ends just
-        before it, so the very last page is out of reach.
+        As in lguest the byte behind the access must exist as well, so the very last byte of
+        the last page is out of reach.
         """
         end = (address + length) % ADDRESSES
         return end // PAGE < self._control.pfn_limit and end >= address
