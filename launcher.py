@@ -164,7 +164,7 @@ def run_verb(options: argparse.Namespace, signals: _Signals) -> int:
     if options.stats is not None:
         _check_writable(options.stats)
     log = make_log(options.log_level)
-    wishes = settle(options, log)
+    wishes = settle(options)
     source, mode = (raw_stdin, raw_mode) if wishes else (stdin_input, character_mode)
     deadline = None if options.timeout is None else time.monotonic() + options.timeout
     while True:

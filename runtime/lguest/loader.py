@@ -18,7 +18,7 @@ from pathlib import Path
 from runtime.errors import UserError
 from runtime.lguest import bzimage
 from runtime.loader import multiboot
-from runtime.loader.elf import EM_386, ET_EXEC, IDENT_SIZE, Elf
+from runtime.loader.elf import Elf
 from runtime.loader.image import Boot, Image, Layout, Start, read_image
 from runtime.sizes import MIB, PAGE, align_up, format_size
 
@@ -130,7 +130,7 @@ def _load_initrd(path: Path | None, boot: Boot, layout: Layout) -> tuple[int, in
     initrd = read_image(path)
     size = align_up(len(initrd.data), PAGE)
     start = boot.ram_size - size
-    if start < COMMAND_LINE + PAGE or not layout.is_free(start, size):
+    if not layout.is_free(start, size):
         raise initrd.error(
             f"does not fit at the end of {format_size(boot.ram_size)} of RAM, behind the kernel: "
             f"it has {format_size(size)}, the kernel ends at {layout.end:#x}; "
@@ -171,8 +171,7 @@ def looks_like_lguest(image: Image) -> bool:
     """
     if not image.data.startswith(b"\x7fELF\x01\x01") or MARKER not in image.data:
         return False
-    kind = image.data[IDENT_SIZE : IDENT_SIZE + 4]
-    if kind != struct.pack("<HH", ET_EXEC, EM_386) or multiboot.find_header(image) is not None:
+    if multiboot.find_header(image) is not None:
         return False
     try:
         segments = Elf(image).segments

@@ -220,31 +220,29 @@ def _unknown(parser: argparse.ArgumentParser, word: str) -> NoReturn:
 # What the Machine is given -------------------------------------------------------------
 
 
-def settle(options: argparse.Namespace, log: Any) -> dict[str, Any]:
+def settle(options: argparse.Namespace) -> dict[str, Any]:
     """What `Machine()` is to be given beside the common options: empty for a pc.
 
-    Guesses the machine from the image when `--machine` was not given (and says
-    so), and puts `options.memory` in lguest's unit.  Raises UserError.
+    Guesses the machine from the image when `--machine` was not given (the
+    Machine will do so too, and say it), and puts `options.memory` in lguest's
+    unit.  Raises UserError.
     """
-    if _choose(options, log) == PC:
+    if _choose(options) == PC:
         if options.devices:
             wish = options.devices[0]
             raise UserError(f"the pc machine has no {wish.what} yet; the lguest machine has")
         return {}
     if options.memory.isascii() and options.memory.isdigit():
         options.memory += "M"
-    return {"machine": LGUEST, "devices": options.devices}
+    return {"machine": options.machine, "devices": options.devices}
 
 
-def _choose(options: argparse.Namespace, log: Any) -> str:
+def _choose(options: argparse.Namespace) -> str:
     from runtime.lguest.loader import is_for_lguest
 
     machine: str | None = options.machine
     if machine is None:
-        if not is_for_lguest(options.kernel):
-            return PC
-        log.info("this kernel is for lguest, so the machine is lguest (--machine pc: it is not)")
-        return LGUEST
+        return LGUEST if is_for_lguest(options.kernel) else PC
     if machine not in MACHINES:
         raise UserError(f"the machine '{machine}' is not known; choose {' or '.join(MACHINES)}")
     return machine
