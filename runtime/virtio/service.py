@@ -83,9 +83,10 @@ class QueueService:
         self._thread = thread
 
     def kick(self) -> None:
-        """What the service waits for may have come; from any thread."""
-        with contextlib.suppress(BlockingIOError):  # full: then it is told already
-            os.eventfd_write(self.fd, 1)
+        """What the service waits for may have come; from any thread that knows it is not closed."""
+        if self.fd >= 0:
+            with contextlib.suppress(BlockingIOError):  # full: then it is told already
+                os.eventfd_write(self.fd, 1)
 
     def ask_to_stop(self) -> None:
         """Do not wait for it yet: several can leave at the same time."""
@@ -104,7 +105,11 @@ class QueueService:
         self._ring = None
 
     def close(self) -> None:
-        """Stop, and give the eventfd back; nothing may be bound to it any more."""
+        """Stop, and give the eventfd back; nothing may be bound to it any more.
+
+        When the thread does not go (HostError) it may still read the eventfd,
+        so that stays.
+        """
         self.stop()
         if self.fd >= 0:
             nursery.close_fd(self.fd)
