@@ -242,7 +242,12 @@ def _choose(options: argparse.Namespace) -> str:
 
     machine: str | None = options.machine
     if machine is None:
-        return LGUEST if is_for_lguest(options.kernel) else PC
+        try:
+            return LGUEST if is_for_lguest(options.kernel) else PC
+        except UserError:
+            if options.devices:
+                raise
+            return PC  # the Machine will say why, after what is wrong with the other options
     if machine not in MACHINES:
         raise UserError(f"the machine '{machine}' is not known; choose {' or '.join(MACHINES)}")
     return machine

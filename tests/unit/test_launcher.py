@@ -30,9 +30,8 @@ from tests.helpers.launch import LAUNCHER, ROOT, launch, needs_engine
         (["run", "--timeout", "-1", "k"], "number of seconds"),
         (["run", "--timeout", "nan", "k"], "number of seconds"),
         (["run", "--log-level", "loud", "k"], "invalid choice"),
-        (["run", "--disk", "x", "k"], "unrecognized"),
-        (["run", "k", "k2"], "unrecognized"),
-        (["run", "--machine", "lguest", "k"], "not built yet"),
+        (["run", "--fly", "k"], "unrecognized"),
+        (["run", "k", "-s"], "go behind --"),
         (["run", "--machine", "vax", "k"], "not known"),
         (["run", "--memory", "lots", "k"], "not a size"),
         (["run", "--stats", "/no/such/place", "k"], "cannot be written"),
@@ -87,7 +86,7 @@ def test_help_teaches() -> None:
     end = launch("run", "--help")
     text = end.stdout.decode()
     assert end.returncode == 0
-    for words in ("examples:", "exit status:", "--vcpus 2", "0xf4", "124", "130"):
+    for words in ("examples:", "exit status:", "--vcpus 2", "0xf4", "124", "130", "--block disk"):
         assert words in text
     assert launch("--help").returncode == 0
 
