@@ -128,7 +128,9 @@ static void timer_irq(struct trap *t)
 void machine_trap(struct trap *t)
 {
     uint32_t irq = (uint32_t)t->vector - VECTOR_IRQ0;
-    if (irq == IRQ_TIMER)
+    if (this_cpu()->m.raw_irqs)
+        trap_dispatch(t);
+    else if (irq == IRQ_TIMER)
         timer_irq(t);
     else if (irq == IRQ_MAILBOX)
         open_mailbox(t);

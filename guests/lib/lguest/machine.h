@@ -15,7 +15,7 @@ struct machine_cpu {
     volatile uint32_t mail[8];                          /* one bit a vector: those that share IRQ_MAILBOX */
     uint32_t timer_vector;                              /* 0: not armed */
     uint64_t timer_left, timer_armed_at, timer_step;    /* nanoseconds; TSC; nanoseconds */
-    uint32_t depth;                                     /* interrupts within interrupts */
+    bool raw_irqs;                                      /* a test wants irq n as vector 32 + n, and nothing behind it */
 };
 
 /* ---- interrupts on and off ----
