@@ -150,6 +150,10 @@ class DevicePage:
         """The eventfds that workers ring, and therefore keep."""
         return frozenset(queue.service.fd for slot in self._slots for queue in slot.queues)
 
+    def stop(self) -> None:
+        """Stop every service; raises HostError if one does not stop."""
+        self._stop(self._slots)
+
     def close(self) -> None:
         """Stop every service, unbind, close the devices.
 

@@ -81,8 +81,11 @@ class ConsoleDevice:
         """Back-pressure: while busy no output is handed over.  In the Host's loop."""
         with self._lock:
             self._line_busy = busy
-        if not busy:
-            self._hand_over()
+            call = not busy and bool(self._output) and not self._called
+            self._called |= call
+        if call:
+            # In a round of its own: the Host has flushed its output in this one.
+            self._call(self._hand_over)
 
     def finish(self) -> None:
         """The machine ends: hand over what is still here, busy or not.  In the Host's thread."""

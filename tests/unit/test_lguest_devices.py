@@ -339,6 +339,18 @@ def test_driver_that_breaks_the_ring_kills() -> None:
         assert m.set_status(device["at"], 0)  # the Guest is dead; this must not hang or raise
 
 
+def test_services_stop_before_the_devices_are_closed() -> None:
+    """The machine's end: what the Guest was rid of can still be passed on in between."""
+    toy = Toy(2)
+    with machine(toy) as m:
+        start(m, parse(m.ram)[0])
+        m.page.stop()
+        assert m.bound == {}
+        assert not [t for t in threading.enumerate() if t.name.startswith("virtio-")]
+        assert toy.events == [("start", 0), "reset"]
+    assert toy.events == [("start", 0), "reset", "close"]
+
+
 def test_devices_and_eventfds_go_even_if_a_service_does_not_stop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -351,16 +363,17 @@ def test_devices_and_eventfds_go_even_if_a_service_does_not_stop(
 
     monkeypatch.setattr("runtime.virtio.service.STOP_SECONDS", 0.02)
     devices = [Stubborn(), Toy()]
-    with no_leaks():
-        m = Machine(devices)
-        for device in parse(m.ram):
-            start(m, device)
-        with pytest.raises(HostError, match=r"toy.0 queue 0: its service does not stop"):
-            m.page.close()
-        gate.set()
-        assert m.bound == {}
-        assert [toy.events[-1] for toy in devices] == ["close", "close"]
-        wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith("virtio-")])
+    m = Machine(devices)
+    for device in parse(m.ram):
+        start(m, device)
+    before = len(descriptors())
+    with pytest.raises(HostError, match=r"toy.0 queue 0: its service does not stop"):
+        m.page.close()
+    assert len(descriptors()) == before - 1  # the stubborn thread's own stays
+    assert m.bound == {}
+    assert [toy.events[-1] for toy in devices] == ["close", "close"]
+    gate.set()
+    wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith("virtio-")])
 
 
 # Early console, and addresses that mean nothing ---------------------------------------------

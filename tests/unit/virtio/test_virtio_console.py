@@ -139,6 +139,8 @@ def test_busy_line(bench: Bench, loop: Loop) -> None:
     bench.ask([b"one"], [], OUTPUT)
     assert loop.orders.empty()
     loop.device.set_line_busy(False)
+    assert loop.output == b""  # not in this round of the loop
+    loop.turn()
     assert loop.output == b"one"
     bench.ask([b"two"], [], OUTPUT)
     loop.device.set_line_busy(True)  # after the call, before the loop's turn
@@ -147,6 +149,9 @@ def test_busy_line(bench: Bench, loop: Loop) -> None:
     bench.ask([b"three"], [], OUTPUT)
     assert loop.orders.empty()
     loop.device.set_line_busy(False)
+    loop.device.set_line_busy(False)
+    loop.turn()
+    assert loop.orders.empty()
     assert loop.output == b"onetwothree"
     bench.ask([b"."], [], OUTPUT)
     loop.turn()

@@ -278,6 +278,17 @@ def test_broken_indirect_tables(text: str, first: bytes, inner: list[bytes]) -> 
         ring.pop()
 
 
+def test_direct_and_indirect_parts_count_together() -> None:
+    """2.7.5.3.1: no chain is longer than the queue, wherever its descriptors are."""
+    ram, ring = make(indirect=True)
+    table(ram, desc(DATA, 1, NEXT, 1), desc(DATA, 16 * NUM, INDIRECT))
+    ram.write(DATA, b"".join(desc(0, 1, NEXT, place + 1) for place in range(NUM - 1)))
+    ram.write(DATA + 16 * (NUM - 1), desc(0, 1))
+    offer(ram, 0)
+    with pytest.raises(VringError, match="the chain at descriptor 0 has more than 8 parts"):
+        ring.pop()
+
+
 def test_head_out_of_range() -> None:
     ram, ring = make()
     offer(ram, NUM)
