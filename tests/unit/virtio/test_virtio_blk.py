@@ -128,6 +128,7 @@ def test_read_only(path: Path) -> None:
     assert device.features == 1 << 2 | 1 << 5 | 1 << 9
     with plugged(device) as bench:
         assert bench.ask([header(WRITE), b"x" * 512], [1]) == (b"\1", 1)
+        assert bench.ask([header(WRITE)], [1]) == (b"\1", 1)
         assert bench.ask([header(FLUSH)], [1]) == (b"\0", 1)
         assert bench.ask([header(READ)], [512, 1]) == (before[:512] + b"\0", 513)
     assert path.read_bytes() == before
