@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from runtime import nursery
 from runtime.errors import UserError
 from runtime.virtio import net, net_tap
 from runtime.virtio.net import FRAME_MAX, HEADER_SIZE, NetDevice
@@ -207,33 +208,51 @@ def test_peer_that_does_not_read_holds_the_guest_back(path: str) -> None:
                 bench.wait(TX)
 
 
-def test_reset_while_the_peer_does_not_read(path: str) -> None:
-    """It stops at once, and the frame that was cut is finished before the next one."""
-    with plugged(NetDevice(StreamBackend(path, listen=True)), num=64) as bench:
-        nic = Nic(bench)
+def cut_a_frame(bench: Bench) -> Any:
+    """Leave the card waiting in the middle of frame 1; returns its back end."""
+    backend: Any = bench.device._backend  # type: ignore[attr-defined]
+    bench.until(lambda: backend._peer)
+    backend._peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    bench.drivers[TX].add([NO_OFFLOADS, make_frame(1, 60_000)], [])
+    bench.kick(TX)
+    bench.until(lambda: 0 < len(backend._unsent) < 60_000)
+    return backend
+
+
+@pytest.mark.parametrize("same_peer", [True, False])
+def test_reset_in_the_middle_of_a_frame(path: str, same_peer: bool) -> None:
+    """It stops at once; the peer gets the rest before the next frame, a new peer does not."""
+    device = NetDevice(StreamBackend(path, listen=True))
+    with plugged(device, num=16, stride=1 << 17) as bench, ExitStack() as stack:
+        Nic(bench, buffers=4).refill()
+        peer = stack.enter_context(connect(path))
+        backend = cut_a_frame(bench)
+        bench.reset()
+        if not same_peer:
+            peer.close()
+        bench.start()
+        nic = Nic(bench, buffers=4)
         nic.refill()
-        with connect(path) as peer:
-            backend: Any = bench.device._backend  # type: ignore[attr-defined]
+        if not same_peer:
+            bench.until(lambda: backend._peer is None)
+            peer = stack.enter_context(connect(path))
             bench.until(lambda: backend._peer)
-            backend._peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-            for number in range(1, 17):
-                bench.drivers[TX].add([NO_OFFLOADS, make_frame(number, 7000)], [])
-            bench.kick(TX)
-            bench.until(lambda: len(backend._unsent) > 0)
-            bench.reset()
-            bench.start()
-            cut = bytes(backend._unsent)
-            reader: list[int] = []
+        nic.send(make_frame(2, 200))
+        if same_peer:
+            assert number_of(read_frame(peer)) == 1
+        assert number_of(read_frame(peer)) == 2
 
-            def read() -> None:
-                while not reader or reader[-1] != 99:
-                    reader.append(number_of(read_frame(peer)))
 
-            thread = threading.Thread(target=read)
-            thread.start()
-            Nic(bench).send(make_frame(99, 200))
-            thread.join(20)
-            assert cut and reader == [*range(1, len(reader)), 99]
+def test_hanging_up_ends_the_wait_of_the_sender(path: str) -> None:
+    """The peer neither reads nor makes sense."""
+    device = NetDevice(StreamBackend(path, listen=True))
+    with plugged(device, num=16, stride=1 << 17) as bench:
+        Nic(bench, buffers=4).refill()
+        with connect(path) as peer:
+            backend = cut_a_frame(bench)
+            peer.sendall(b"\xff" * 4)
+            bench.wait(TX)
+            bench.until(lambda: backend._peer is None)
 
 
 @pytest.mark.parametrize("listen", [True, False])
@@ -361,8 +380,10 @@ def test_options(path: str) -> None:
     ],
 )
 def test_options_that_make_no_sense(wish: str, text: str) -> None:
+    before = set(nursery._private_fds)
     with no_leaks(), pytest.raises(UserError, match=text):
         open_net(wish)
+    assert nursery._private_fds == before
 
 
 def test_mac_may_leave_out_zeros() -> None:
