@@ -20,7 +20,10 @@ def load(path: Path, boot: Boot) -> Start:
     """
     image = read_image(path)
     if image.data[BZIMAGE_MAGIC_AT : BZIMAGE_MAGIC_AT + 4] == BZIMAGE_MAGIC:
-        raise image.error("is a Linux bzImage, which cannot be booted yet")
+        raise image.error(
+            "is a Linux bzImage, which the pc machine cannot boot yet; "
+            "one for lguest wants --machine lguest"
+        )
     header = multiboot.find_header(image)
     if header is not None:
         return multiboot.load(image, header, boot)

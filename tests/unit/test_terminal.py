@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pty
-import select
 import signal
 import sys
-import termios
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from runtime.terminal import CtrlCCounter
 from tests.helpers.images import code_kernel, write_file
-from tests.helpers.launch import ROOT
 from tests.helpers.lguest_images import elf
+from tests.helpers.terminal import Session
 
 # The counter --------------------------------------------------------------------------------------
 
@@ -94,61 +89,14 @@ sys.exit(launcher.main(sys.argv[1:]))
 """
 
 
-class Session:
-    """The Launcher, with that machine, on a new terminal."""
-
-    def __init__(self, kernel: Path) -> None:
-        self.seen = b""
-        self.pid, self.terminal = pty.fork()
-        if self.pid == 0:
-            os.chdir(ROOT)
-            command = [sys.executable, "-c", MACHINE, "run", "--log-level", "error", str(kernel)]
-            os.execv(sys.executable, command)
-        self.before = termios.tcgetattr(self.terminal)
-
-    def until(self, happened: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
-        while not happened():
-            assert time.monotonic() < deadline, self.seen
-            self.look(0.05)
-
-    def look(self, seconds: float) -> None:
-        if select.select([self.terminal], [], [], seconds)[0]:
-            with contextlib.suppress(OSError):  # its other end is closed
-                self.seen += os.read(self.terminal, 4096)
-
-    def expect(self, text: bytes) -> None:
-        self.until(lambda: text in self.seen)
-
-    def type(self, data: bytes) -> None:
-        os.write(self.terminal, data)
-
-    def end(self) -> int:
-        """The exit status; the terminal must be as it was."""
-        status: list[int] = []
-
-        def ended() -> bool:
-            done, raw = os.waitpid(self.pid, os.WNOHANG)
-            if done:
-                status.append(os.waitstatus_to_exitcode(raw))
-            return bool(done)
-
-        self.until(ended)
-        self.pid = 0
-        self.look(0)
-        assert termios.tcgetattr(self.terminal) == self.before
-        return status[0]
-
-    def close(self) -> None:
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        os.close(self.terminal)
+def launcher(kernel: Path) -> Session:
+    """The Launcher with that machine."""
+    return Session([sys.executable, "-c", MACHINE, "run", "--log-level", "error", str(kernel)])
 
 
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[Session]:
-    made = Session(write_file(tmp_path, elf(b"\xf4")))
+    made = launcher(write_file(tmp_path, elf(b"\xf4")))
     made.expect(b"ready ")
     yield made
     made.close()
@@ -202,7 +150,7 @@ def test_a_restart_keeps_the_terminal(session: Session) -> None:
 
 
 def test_a_pc_keeps_ctrl_c_as_a_signal(tmp_path: Path) -> None:
-    session = Session(write_file(tmp_path, code_kernel(b"\xf4")))
+    session = launcher(write_file(tmp_path, code_kernel(b"\xf4")))
     try:
         session.expect(b"ready ")
         session.type(b"\x03")
