@@ -293,7 +293,10 @@ def test_failed_is_a_warning_and_a_reset() -> None:
     toy = Toy()
     with machine(toy) as m:
         device = parse(m.ram)[0]
+        ring = device["queues"][0][2] * PAGE
+        m.ram.write(ring, b"mine")
         assert m.set_status(device["at"], 0x80 | 1)  # never started: nothing to reset
+        assert m.ram.read(ring, 4) == b"mine"
         assert toy.events == []
         start(m, device)
         assert m.set_status(device["at"], 0x80 | 3)
@@ -386,7 +389,7 @@ def test_devices_and_eventfds_go_even_if_a_service_does_not_stop(
 
 def test_early_console() -> None:
     with machine(Toy()) as m:
-        m.ram.write(0x5000, b"Linux version 3.\0garbage")
+        m.ram.write(0x5000, b"Linux version 3.\0" + b"garbage" * 100)
         assert m.notify(0x5000)
         m.ram.write(0x8001, b"x" * 1000 + b"\0")
         assert m.notify(0x8001)
