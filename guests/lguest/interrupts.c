@@ -227,7 +227,7 @@ static void halting(void)
     for (uint32_t i = 0; i < 20; i++) {
         bool on = i & 1;
         d->irq_enabled = on ? 0x200 : 0;                /* either way: HALT turns them on */
-        arm(i < 10 ? 500000 : 1);
+        arm(on ? 20000000 : i < 10 ? 500000 : 1);       /* on: it must not come before the HALT */
         hypercall0(HALT);
         check(came == i + 1, "HALT ended with %u interrupts instead of %u", came, i + 1);
         check(flags_seen & FLAG_IF && irqs_on(), "HALT: the frame's flags are %x, irq_enabled afterwards %x", flags_seen, d->irq_enabled);
@@ -245,6 +245,7 @@ static void halting(void)
         d->blocked_interrupts = 1;
         arm(SOON);
         delay_us(1000);
+        d->irq_enabled = 0;
         hypercall2(SEND_IPI, cpu_index(), 9);
         hypercall0(HALT);
         check(came == 22 && frame.vector == VECTOR_IRQ0 + 9, "HALT with the clock blocked ended with vector %lu", frame.vector);

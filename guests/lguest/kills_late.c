@@ -129,7 +129,9 @@ static void second_before_init(void)                    /* a started CPU begins 
     run_on(1, go_down, 0);
     delay_us(50000);
     expect_kill("hypercall 17 before INIT");
-    smp(CPU_UP, 1, pa(early_hypercall));
+    hypercall3(CPU_UP, 1, pa(early_hypercall), 0);
+    delay_us(20000000);
+    survived();
 }
 
 static void trap_of_second(void *unused)

@@ -70,6 +70,7 @@ static void lazy(void)
 
 static void order(void)
 {
+    gdt_set(SLOT, segment(0, 1, 0xB2, 0x4));
     for (uint32_t n = 1; n <= RING_SLOTS; n++) {        /* each number of slots once: the cursor comes by everywhere */
         for (uint32_t i = 0; i < n; i++)
             queue_limit(n * 100 + i);

@@ -27,7 +27,7 @@ SNIPPET(int_3, ".byte 0xCD, 3");
 SNIPPET(nothing, "nop");
 SNIPPET(ones, "mov $0x11111111, %ecx; mov $0x22222222, %edx; cpuid; rdtsc");
 SNIPPET(own_stack, "mov %esp, %esi; ud2");
-SNIPPET(pop_all_flags, "push $0x3302; popf; pushf; pop %eax");
+SNIPPET(pop_all_flags, "push $0x3202; popf; pushf; pop %eax");
 
 /* What happens with each, in ring 1 and in ring 3. Error code of #GP by INT n: the gate's place in the IDT. */
 static const struct example {
