@@ -9,7 +9,6 @@ the general names.
 from __future__ import annotations
 
 import argparse
-import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn
@@ -90,6 +89,8 @@ def parse_block(text: str) -> BlockWish:
 
 def parse_tunnet(text: str) -> TapWish:
     """`ip[:mac]` or `bridge:name[:mac]`; raises UserError."""
+    import ipaddress  # only for those who give it: it takes its time
+
     name, _, mac = text.removeprefix(BRIDGE).partition(":")
     if text.startswith(BRIDGE):
         if not 0 < len(name.encode()) <= INTERFACE_NAME_MAX or "/" in name or " " in name:
