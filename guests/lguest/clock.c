@@ -12,12 +12,13 @@ static void handle(struct trap *t)
 
 static void begin(void)
 {
+    cli();
     this_cpu()->timer_taken = true;
     timer_stop();
-    sti();
-    delay_us(500);
-    this_cpu()->m.raw_irqs = true;
     on_vector(VECTOR_IRQ0, handle);
+    this_cpu()->m.raw_irqs = true;
+    sti();
+    delay_us(500);                                      /* what was on its way is here now */
     fired = 0;
 }
 

@@ -18,14 +18,15 @@ static void handle(struct trap *t)
 /* The library turns irqs into timers and IPIs; here they shall come as they are (raw_irqs). */
 static void begin(void)
 {
+    cli();
     this_cpu()->timer_taken = true;
     timer_stop();
+    for (uint32_t v = 0; v < IRQS; v++)
+        on_vector(VECTOR_IRQ0 + v, handle);
+    this_cpu()->m.raw_irqs = true;
     sti();
     delay_us(500);                                      /* what was on its way is here now */
     came = order = 0;
-    this_cpu()->m.raw_irqs = true;
-    for (uint32_t v = 0; v < IRQS; v++)
-        on_vector(VECTOR_IRQ0 + v, handle);
     my_data()->irq_pending = 0;
 }
 

@@ -1,5 +1,5 @@
 /* abi: checks what the lguest machine promises, first without page tables (unless it is linked high), then with its own.
-   Options: only=NAME for one subject alone. Those that kill the guest, or need a device, are done by name only. */
+   Options: only=NAME for one subject alone, but=NAME for all but one. Those that kill the guest, or need a device, are done by name only. */
 #include "abi.h"
 
 const char guest_name[] = "abi";
@@ -16,6 +16,8 @@ static void run_subjects(uint32_t stage, uint32_t *done)
     for (uint32_t l = 0; l < array_size(lists); l++)
         for (const struct subject *s = lists[l]; s->name; s++) {
             uint32_t when = s->when & (LINEAR | PAGED);
+            if (option_text("but") && option_is("but", s->name))
+                continue;
             if ((when && when != stage) || !option_is("only", s->name) || (s->when & ONLY_BY_NAME && !option_text("only")))
                 continue;
             uint64_t start = rdtsc();

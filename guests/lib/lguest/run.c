@@ -53,7 +53,7 @@ void catch(uint32_t vector)
 uint8_t *user_page(void)
 {
     static uint32_t next;
-    reg_t va = FREE_VA + 0xC000000 + __atomic_fetch_add(&next, PAGE_SIZE, __ATOMIC_SEQ_CST);
-    map_page(va, (reg_t)alloc_page(), PTE_W | PTE_U);
-    return (uint8_t *)va;
+    reg_t address = FREE_VA + 0xC000000 + __atomic_fetch_add(&next, PAGE_SIZE, __ATOMIC_SEQ_CST);
+    map_page(address, pa(alloc_page()), PTE_W | PTE_U);
+    return (uint8_t *)address;
 }
