@@ -25,7 +25,7 @@ help:
 # The guest leaves through the debug-exit port with 0, which the Launcher reports as status 1
 # (QEMU's rule: (value << 1) | 1).  For make that is success.
 demo: setup
-	@./launcher.py run --vcpus 2 --memory 32M build/guests/demo.elf; status=$$?; \
+	@./launcher.py run --vcpus 2 build/guests/demo.elf; status=$$?; \
 	if [ $$status -eq 1 ]; then exit 0; fi; \
 	echo "demo: expected exit status 1 (the guest says: pass), got $$status" >&2; exit 1
 

@@ -39,6 +39,7 @@ if __name__ == "__main__":
 
 
 from runtime.errors import STATUS_HOST, STATUS_USER  # noqa: E402 (now in the environment)
+from runtime.sizes import DEFAULT_MEMORY  # noqa: E402
 
 DESCRIPTION = """\
 Runs SMP guests in Unicorn: every virtual CPU is a process of its own, all of
@@ -102,12 +103,15 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.add_argument("kernel", metavar="KERNEL", help="the image to boot")
-    run.add_argument("--machine", metavar="M", help="the kind of machine: pc (default: guessed)")
+    run.add_argument("--machine", metavar="M", help="the kind of machine: pc, the only one yet")
     run.add_argument(
         "--vcpus", metavar="N", type=_vcpus, default=1, help="virtual CPUs (default 1)"
     )
     run.add_argument(
-        "--memory", metavar="SIZE", default="64M", help="RAM, for example 64M or 1G (default 64M)"
+        "--memory",
+        metavar="SIZE",
+        default=DEFAULT_MEMORY,
+        help=f"RAM, for example 64M or 1G (default {DEFAULT_MEMORY})",
     )
     run.add_argument("--append", metavar="TEXT", default="", help="the kernel's command line")
     run.add_argument("--initrd", metavar="F", help="a file given to the kernel as its module")

@@ -57,6 +57,15 @@ class Verdict:
     text: str
 
 
+def _state_size(switcher: Any) -> int:
+    return int(switcher.lib.smp_cpu_state_size()) if switcher.is_patched else 0
+
+
+def control_size(switcher: Any, vcpus: int, ram_size: int) -> int:
+    """Bytes of a machine's control block."""
+    return int(switcher.lib.smp_control_size(vcpus, ram_size, _state_size(switcher)))
+
+
 class ControlBlock:
     """The control block of one machine, owned by the Host."""
 
@@ -66,8 +75,8 @@ class ControlBlock:
         self._lib = switcher.lib
         self._ffi = switcher.ffi
         self.vcpus = vcpus
-        state_size = self._lib.smp_cpu_state_size() if switcher.is_patched else 0
-        size = int(self._lib.smp_control_size(vcpus, ram_size, state_size))
+        state_size = _state_size(switcher)
+        size = control_size(switcher, vcpus, ram_size)
         self._block = SharedBlock(size, "control block")
         self._buffer = self._ffi.from_buffer(self._block.map)
         self.pointer: Any = self._ffi.cast("struct smp_control *", self._buffer)

@@ -20,17 +20,17 @@ from runtime import nursery
 from runtime.afraid import refuse_inside_ourselves
 from runtime.biglock import BigLock, Site
 from runtime.console import Callback, Capture, FdOutput, Input, Output
-from runtime.control import ControlBlock, sample_clock
+from runtime.control import ControlBlock, control_size, sample_clock
 from runtime.errors import HostError, SmpError, UserError
 from runtime.exits import Exit, Reason, Registers
 from runtime.host import Host
 from runtime.loader import Boot, Start, load
 from runtime.log import make_log
-from runtime.memory import DmaRam, GuestRam, SharedBlock, sweep_leftovers
+from runtime.memory import DmaRam, GuestRam, SharedBlock, check_room, sweep_leftovers
 from runtime.notify import Doorbells
 from runtime.pc import PcMachine
 from runtime.report import log_traces, make_exit
-from runtime.sizes import check_ram_size, format_size, parse_size
+from runtime.sizes import DEFAULT_MEMORY, check_ram_size, format_size, parse_size
 from runtime.workers import Worker
 from switcher import binding
 from vcpu.engine import preload
@@ -66,7 +66,7 @@ class Machine:
         kernel: str | Path,
         *,
         vcpus: int = 1,
-        memory: int | str = "64M",
+        memory: int | str = DEFAULT_MEMORY,
         append: str = "",
         initrd: str | Path | None = None,
         console: str | Callable[[bytes], object] = "inherit",
@@ -127,6 +127,10 @@ class Machine:
         sample_clock(switcher)
         sweep_leftovers()
         with nursery.no_births():
+            check_room(
+                self.ram_size + control_size(switcher, self.vcpus, self.ram_size),
+                f"a machine with {format_size(self.ram_size)} of memory",
+            )
             self._block = block = SharedBlock(self.ram_size, "guest memory")
             self._stack.callback(block.close)
             control = ControlBlock(switcher, self.vcpus, self.ram_size)
@@ -151,7 +155,7 @@ class Machine:
         self._stack.callback(self.ram.close)
         self._start_workers(switcher, control, host, ram_pointer)
         self._log.info(
-            f"{pc.name} machine (guessed from the image): {start.kind} kernel, "
+            f"{pc.name} machine: {start.kind} kernel, "
             f"{self.vcpus} vCPU{'s' if self.vcpus > 1 else ''}, {format_size(self.ram_size)}"
         )
 

@@ -183,10 +183,10 @@ def test_append_reaches_the_kernel(tmp_path: Path) -> None:
     assert end.stdout.decode() == f"{path} verbose=1 x"
 
 
-def test_log_says_what_was_guessed(tmp_path: Path) -> None:
+def test_log_says_what_is_there(tmp_path: Path) -> None:
     path = write_file(tmp_path, code_kernel(debug_exit_code(0)))
     end = launch("run", path)
-    assert b"pc machine (guessed from the image): multiboot kernel, 1 vCPU, 64M" in end.stderr
+    assert b"pc machine: multiboot kernel, 1 vCPU, 32M" in end.stderr
     assert launch("run", "--log-level", "error", path).stderr == b""
 
 
