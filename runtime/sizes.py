@@ -9,8 +9,8 @@ KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 
-DEFAULT_MEMORY = "32M"
-"""Fits, with its control block, the 64 MB that a container's /dev/shm usually has."""
+DEFAULT_MEMORY = "48M"
+"""Enough for every guest here; fits, with a control block, a container's /dev/shm of 64 MB."""
 RAM_MIN = 2 * MIB
 RAM_MAX = 3 * GIB
 """Above lie the IOAPIC, the local APICs and the firmware; RAM beyond 4 GiB is not built yet."""

@@ -64,7 +64,7 @@ def test_file_size_limit(kernel: Path) -> None:
 
     end = launch("run", kernel, preexec_fn=limit)
     assert end.returncode == 2
-    assert end.stderr.startswith(b"smpguest: cannot get 32M of guest memory: ")
+    assert end.stderr.startswith(b"smpguest: cannot get 48M of guest memory: ")
 
 
 def test_too_few_descriptors(kernel: Path) -> None:

@@ -186,7 +186,7 @@ def test_append_reaches_the_kernel(tmp_path: Path) -> None:
 def test_log_says_what_is_there(tmp_path: Path) -> None:
     path = write_file(tmp_path, code_kernel(debug_exit_code(0)))
     end = launch("run", path)
-    assert b"pc machine: multiboot kernel, 1 vCPU, 32M" in end.stderr
+    assert b"pc machine: multiboot kernel, 1 vCPU, 48M" in end.stderr
     assert launch("run", "--log-level", "error", path).stderr == b""
 
 

@@ -96,7 +96,7 @@ def test_defaults() -> None:
     options = build_parser().parse_args(["run", "k"])
     assert (options.vcpus, options.memory, options.machine, options.timeout) == (
         1,
-        "32M",
+        "48M",
         None,
         None,
     )
