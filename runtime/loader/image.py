@@ -101,19 +101,22 @@ class Layout:
     ram_size: int
     taken: list[tuple[int, int, str]] = field(default_factory=list)
 
-    def claim(self, start: int, size: int, what: str) -> None:
-        """Reserve `[start, start + size)`; raises UserError when that cannot be."""
+    def claim(self, start: int, size: int, what: str, advice: str = "") -> None:
+        """Reserve `[start, start + size)`; raises UserError, with `advice`, when that cannot be."""
         end = start + size
         if size == 0:
             return
         if end > self.ram_size:
             raise self.image.error(
                 f"does not fit in RAM: {what} ends at {end:#x}, RAM at {self.ram_size:#x}; "
-                "try a larger --memory"
+                f"{advice or 'try a larger --memory'}"
             )
         for low, high in ((0, BDA_END), (FIRMWARE_START, FIRMWARE_END)):
             if start < high and low < end:
-                raise self.image.error(f"overwrites firmware data: {what} at {start:#x}..{end:#x}")
+                raise self.image.error(
+                    f"overwrites firmware data: {what} at {start:#x}..{end:#x}"
+                    f"{advice and '; ' + advice}"
+                )
         for low, high, other in self.taken:
             if start < high and low < end:
                 raise self.image.error(
