@@ -160,10 +160,11 @@ def test_linker_that_puts_the_headers_below_1_mib(tmp_path: Path, bits: int) -> 
     (tmp_path / "code.s").write_text(".globl _start\n_start: hlt\n")
 
     def build(name: str, *advice: str) -> Path:
+        target = {32: "elf_i386", 64: "elf_x86_64"}[bits]
+        options = ("-z", "max-page-size=4096", "-z", "separate-code", "-Ttext", "0x100000", *advice)
         for command in (
-            ["as", f"--{bits}", "-o", "code.o", "code.s"],
-            ["ld", "-m", {32: "elf_i386", 64: "elf_x86_64"}[bits], "-z", "max-page-size=4096"]
-            + ["-z", "separate-code", *advice, "-Ttext", "0x100000", "-o", name, "code.o"],
+            ("as", f"--{bits}", "-o", "code.o", "code.s"),
+            ("ld", "-m", target, *options, "-o", name, "code.o"),
         ):
             subprocess.run(command, cwd=tmp_path, check=True)
         return tmp_path / name
