@@ -3,25 +3,12 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import json
 import os
 import signal
 import sys
-import time
-import traceback
-from collections.abc import Callable
-from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
 
-if TYPE_CHECKING:
-    from runtime.exits import Exit
-    from runtime.machine import Machine
-
-_HERE = Path(__file__).resolve().parent
-_PYTHON = _HERE / ".venv" / "bin" / "python"
+_HERE = os.path.dirname(os.path.realpath(__file__))
+_VENV = os.path.join(_HERE, ".venv")
 if __name__ == "__main__":
     # Until somebody handles it, Ctrl-C ends us without a traceback.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -33,13 +20,26 @@ if __name__ == "__main__":
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
     # Works from the checkout without activating anything: go on in its environment.
-    if _PYTHON.exists() and Path(sys.prefix).resolve() != (_HERE / ".venv").resolve():
-        os.execv(_PYTHON, [str(_PYTHON), str(Path(__file__).resolve()), *sys.argv[1:]])
-    sys.path.insert(0, str(_HERE))
+    _python = os.path.join(_VENV, "bin", "python")
+    if os.path.exists(_python) and os.path.realpath(sys.prefix) != os.path.realpath(_VENV):
+        os.execv(_python, [_python, os.path.realpath(__file__), *sys.argv[1:]])
+    sys.path.insert(0, _HERE)
 
+# Now in the environment.  What only some runs need is imported where it is used.
+import argparse
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from runtime.errors import STATUS_HOST, STATUS_USER  # noqa: E402 (now in the environment)
-from runtime.sizes import DEFAULT_MEMORY  # noqa: E402
+from runtime.errors import STATUS_HOST, STATUS_USER
+from runtime.sizes import DEFAULT_MEMORY
+
+if TYPE_CHECKING:
+    from runtime.exits import Exit
+    from runtime.machine import Machine
 
 DESCRIPTION = """\
 Runs SMP guests in Unicorn: every virtual CPU is a process of its own, all of
@@ -94,7 +94,8 @@ def _seconds(text: str) -> float:
 def build_parser() -> argparse.ArgumentParser:
     """The verbs and their options."""
     parser = _Parser(prog="launcher.py", description=DESCRIPTION)
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    # With `prog` given, argparse need not work out a usage (and import what that takes).
+    verbs = parser.add_subparsers(prog=parser.prog, dest="verb", metavar="VERB", required=True)
     run = verbs.add_parser(
         "run",
         help="boot a kernel",
@@ -155,7 +156,7 @@ def run_verb(options: argparse.Namespace, signals: _Signals) -> int:
     from runtime.console import character_mode, stdin_input
     from runtime.errors import UserError
     from runtime.exits import Reason
-    from runtime.log import make_log
+    from runtime.log import Log
     from runtime.machine import Machine
 
     if options.machine not in (None, "pc"):
@@ -163,7 +164,7 @@ def run_verb(options: argparse.Namespace, signals: _Signals) -> int:
         raise UserError(f"the machine '{options.machine}' {known}; choose pc")
     if options.stats is not None:
         _check_writable(options.stats)
-    log = make_log(options.log_level)
+    log = Log(options.log_level)
     deadline = None if options.timeout is None else time.monotonic() + options.timeout
     while True:
         machine = Machine(
@@ -201,6 +202,8 @@ def _check_writable(path: str) -> None:
 
 def _write_stats(path: str, end: Exit) -> bool:
     """Whether it could be done; if not, that is said."""
+    import json
+
     try:
         Path(path).write_text(json.dumps(end.as_dict(), indent=2) + "\n")
     except OSError as error:
@@ -241,6 +244,8 @@ def main(arguments: list[str] | None = None) -> int:
         _complain(f"it is not set up yet ({error.name} is missing): run `make demo` first")
         return STATUS_USER
     except Exception:
+        import traceback
+
         _complain("a failure of its own:\n" + traceback.format_exc().rstrip())
         return STATUS_HOST
 
@@ -260,5 +265,13 @@ def _main(arguments: list[str] | None) -> int:
         return error.status
 
 
+def _leave(status: int) -> NoReturn:
+    """End here: nothing remains to be tidied up, but Python would take its time for it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())

@@ -12,7 +12,6 @@ import contextlib
 import os
 import selectors
 import signal
-import socket
 import threading
 import time
 from collections import deque
@@ -185,27 +184,22 @@ class Host:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        receive, send = socket.socketpair()
-        with receive, send:
-            receive.setblocking(False)
-            send.setblocking(False)
-            fds = (receive.fileno(), send.fileno())
-            for fd in fds:
-                nursery.adopt(fd)
-            before = signal.set_wakeup_fd(send.fileno(), warn_on_full_buffer=False)
-            self._register(receive.fileno(), partial(self._on_signal, receive))
-            try:
-                yield
-            finally:
-                self._selector.unregister(receive.fileno())
-                signal.set_wakeup_fd(before)
-                for fd in fds:
-                    nursery.disown(fd)
+        with nursery.no_births():
+            receive, send = map(nursery.adopt, os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
+        before = signal.set_wakeup_fd(send, warn_on_full_buffer=False)
+        self._register(receive, partial(self._on_signal, receive))
+        try:
+            yield
+        finally:
+            self._selector.unregister(receive)
+            signal.set_wakeup_fd(before)
+            for fd in (receive, send):
+                nursery.close_fd(fd)
 
     @staticmethod
-    def _on_signal(receive: socket.socket) -> None:
+    def _on_signal(receive: int) -> None:
         with contextlib.suppress(BlockingIOError):
-            receive.recv(4096)
+            os.read(receive, 4096)
 
     # From other threads ---------------------------------------------------------
 

@@ -25,7 +25,7 @@ from runtime.errors import HostError, SmpError, UserError
 from runtime.exits import Exit, Reason, Registers
 from runtime.host import Host
 from runtime.loader import Boot, Start, load
-from runtime.log import make_log
+from runtime.log import Log
 from runtime.memory import DmaRam, GuestRam, SharedBlock, check_room, sweep_leftovers
 from runtime.notify import Doorbells
 from runtime.pc import PcMachine
@@ -84,7 +84,7 @@ class Machine:
         self._source = source
         self._on_vcpu = on_vcpu
         self._hooks = dict(hooks or {})
-        self._log = log if log is not None else make_log()
+        self._log = log if log is not None else Log("warning")
         self._stack = ExitStack()
         # Guards the three below against close() in another thread, or in ourselves
         # when a signal handler calls interrupt().
@@ -96,6 +96,7 @@ class Machine:
         self._interrupted: int | None = None
         self._console: Output = Capture()
         self._block: SharedBlock | None = None
+        self._what = ""  # this machine in a line
         self._started_at = 0.0
         self._host_cpu = 0.0
 
@@ -154,7 +155,7 @@ class Machine:
         self.ram = DmaRam(block, self._kill_for_bad_address, switcher, control.pointer, ram_pointer)
         self._stack.callback(self.ram.close)
         self._start_workers(switcher, control, host, ram_pointer)
-        self._log.info(
+        self._what = (
             f"{pc.name} machine: {start.kind} kernel, "
             f"{self.vcpus} vCPU{'s' if self.vcpus > 1 else ''}, {format_size(self.ram_size)}"
         )
@@ -286,6 +287,7 @@ class Machine:
         try:
             self._kill_interrupted()
             self.resume()
+            self._log.info(self._what)  # the log's first line takes a while: the Guest runs already
             host.run(deadline)
         except Exception as error:  # a device of ours failed: the Guest ends, with our traceback
             control.kill(Reason.HOST, f"the Host failed: {type(error).__name__}: {error}")

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import mmap
 import os
-import secrets
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +88,7 @@ class SharedBlock:
         """Raises UserError when /dev/shm cannot hold it; `what` names it in that sentence."""
         self.size = size
         check_room(size, what)
-        name = f"/{PREFIX}-{os.getpid()}-{secrets.token_hex(6)}"
+        name = f"/{PREFIX}-{os.getpid()}-{os.urandom(6).hex()}"
         try:
             shm = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
         except OSError as error:

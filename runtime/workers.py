@@ -124,7 +124,6 @@ class Worker:
 
     def ended_how(self) -> str | None:
         """`was killed by SIGKILL`, `ended with status 1`, or None while it lives."""
-        self._process.join(0)
         code = self._process.exitcode
         if code is None:
             return None

@@ -29,7 +29,6 @@ from runtime.errors import SmpError
 from vcpu.cpu import VCpu
 from vcpu.engine import Engine
 from vcpu.guest import run_guest
-from vcpu.stock import StockEngine
 
 PR_SET_PDEATHSIG = 1
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -126,7 +125,7 @@ def _start(setup: Setup) -> Callable[[], Any]:
     lib = setup.switcher.lib
     page = lib.smp_vcpu(setup.control, setup.index)
     page.pid = os.getpid()
-    kind = Engine if setup.switcher.is_patched else StockEngine
+    kind = Engine if setup.switcher.is_patched else _stock_engine()
     engine = kind(setup.switcher, setup.control, setup.ram, setup.ram_size, setup.index)
     outcomes = [hook(engine.uc, setup.index) for hook in setup.hooks]
     timer = lib.smp_timer_start(setup.control, setup.index)
@@ -140,6 +139,12 @@ def _start(setup: Setup) -> Callable[[], Any]:
         lib.smp_timer_stop()
     lib.smp_set_state(setup.control, setup.index, lib.SMP_STOPPED)
     return lambda: [value() if callable(value) else value for value in outcomes]
+
+
+def _stock_engine() -> Any:
+    from vcpu.stock import StockEngine  # only here: importing it is not for free
+
+    return StockEngine
 
 
 def _last_words(setup: Setup, error: BaseException) -> None:
