@@ -25,7 +25,7 @@ struct cpu {
     volatile uint32_t sleeping;                 /* see sleep_until() */
     volatile uint32_t naps;                     /* how often sleep_until() really halted */
     bool timer_taken;                           /* the guest uses this CPU's APIC timer: the library keeps off */
-    char line[256];                             /* printf collects one line here */
+    char line[256];                             /* printf collects one line here, or a piece of a longer one */
     uint32_t line_length;
     uint64_t gdt[GDT_SLOTS];
     struct tss {
@@ -181,7 +181,8 @@ uint64_t mul_div(uint64_t a, uint32_t b, uint32_t c);   /* a * b / c, a * b belo
 #else
 #define PTE_NX 0ul
 #endif
-#define FREE_VA 0xD0000000ul                            /* 256 MB of addresses with no memory or device behind them */
+#define FREE_VA 0xD0000000ul                            /* 256 MB of addresses for map_page(): neither memory nor device is
+                                                           there, so until then reads give ones and writes vanish */
 
 extern reg_t page_root[];
 extern bool has_nx;
@@ -203,6 +204,7 @@ bool option_is(const char *name, const char *text);     /* name=text there, or n
 extern uint32_t scale;                                  /* scale=N, 1 by default: multiplies the rounds */
 
 /* ---- output and verdict (print.c) ---- */
+/* Of any length; another CPU's line can come between the pieces of 256 characters of a longer one. */
 int printf(const char *format, ...) __attribute__((format(printf, 1, 2)));
 int vsnprintf(char *out, size_t size, const char *format, va_list args);
 int snprintf(char *out, size_t size, const char *format, ...) __attribute__((format(printf, 3, 4)));

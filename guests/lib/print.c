@@ -9,29 +9,36 @@
 static struct lock console;
 static volatile uint32_t over;                          /* somebody already speaks the last word */
 
-static void put_byte(char c)
+static void put_raw(char c)
 {
     for (uint32_t i = 0; i < 1000000 && !(inb(LSR) & LSR_THRE); i++)
         pause();                                        /* bounded: a dead UART must not hide the verdict */
     outb(COM1, (uint8_t)c);
 }
 
-static void put_text(const char *s, size_t n)
+static void put_char(char c)
 {
-    while (n--) {
-        if (*s == '\n')
-            put_byte('\r');
-        put_byte(*s++);
-    }
+    if (c == '\n')
+        put_raw('\r');
+    put_raw(c);
+}
+
+static void say(const char *s)
+{
+    while (*s)
+        put_char(*s++);
 }
 
 /* ---- formatting: %d %i %u %x %X %p %s %c %% with - 0 width .precision(for %s) l ll z ---- */
 
-struct out { char *to; size_t size, length; };
+/* Where the characters go: to a function if there is one, else to a string of limited size. */
+struct out { void (*put)(char c); char *to; size_t size, length; };
 
 static void out_char(struct out *o, char c)
 {
-    if (o->length + 1 < o->size)
+    if (o->put)
+        o->put(c);
+    else if (o->length + 1 < o->size)
         o->to[o->length] = c;
     o->length++;
 }
@@ -48,12 +55,11 @@ static size_t digits_of(char *end, uint64_t v, uint32_t base, bool capital)
     return (size_t)(end - p);
 }
 
-int vsnprintf(char *to, size_t size, const char *f, va_list args)
+static void format_out(struct out *o, const char *f, va_list args)
 {
-    struct out o = { to, size, 0 };
     for (; *f; f++) {
         if (*f != '%') {
-            out_char(&o, *f);
+            out_char(o, *f);
             continue;
         }
         bool left = false, zero = false;
@@ -118,18 +124,24 @@ int vsnprintf(char *to, size_t size, const char *f, va_list args)
         int fill = width - (int)length - negative;
         if (!left && !zero)
             while (fill-- > 0)
-                out_char(&o, ' ');
+                out_char(o, ' ');
         if (negative)
-            out_char(&o, '-');
+            out_char(o, '-');
         if (!left && zero)
             while (fill-- > 0)
-                out_char(&o, '0');
+                out_char(o, '0');
         for (size_t i = 0; i < length; i++)
-            out_char(&o, text[i]);
+            out_char(o, text[i]);
         if (left)
             while (fill-- > 0)
-                out_char(&o, ' ');
+                out_char(o, ' ');
     }
+}
+
+int vsnprintf(char *to, size_t size, const char *format, va_list args)
+{
+    struct out o = { .to = to, .size = size };
+    format_out(&o, format, args);
     if (size)
         to[o.length < size ? o.length : size - 1] = 0;
     return (int)o.length;
@@ -144,28 +156,31 @@ int snprintf(char *to, size_t size, const char *format, ...)
     return n;
 }
 
-/* Lines of several CPUs never mix: each collects its own line and prints it whole, under the lock. */
+/* Lines of several CPUs never mix: each collects its own line and prints it whole, under the lock. A line that is
+   longer than that room comes in pieces. */
+static void line_char(char c)
+{
+    struct cpu *cpu = this_cpu();
+    cpu->line[cpu->line_length++] = c;
+    if (c != '\n' && cpu->line_length < sizeof cpu->line)
+        return;
+    lock(&console);
+    for (uint32_t i = 0; i < cpu->line_length; i++)
+        put_char(cpu->line[i]);
+    unlock(&console);
+    cpu->line_length = 0;
+}
+
 int printf(const char *format, ...)
 {
-    char text[256];
+    struct out o = { .put = line_char };
     va_list args;
     va_start(args, format);
-    int n = vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-
     reg_t flags = irq_save();
-    struct cpu *c = this_cpu();
-    for (const char *p = text; *p; p++) {
-        c->line[c->line_length++] = *p;
-        if (*p == '\n' || c->line_length == sizeof c->line) {
-            lock(&console);
-            put_text(c->line, c->line_length);
-            unlock(&console);
-            c->line_length = 0;
-        }
-    }
+    format_out(&o, format, args);
     irq_restore(flags);
-    return n;
+    va_end(args);
+    return (int)o.length;
 }
 
 _Noreturn void leave(uint8_t value)
@@ -181,12 +196,15 @@ static _Noreturn void last_word(const char *verdict, const char *format, va_list
     while (__atomic_exchange_n(&over, 1, __ATOMIC_SEQ_CST))
         for (;;)                                        /* another CPU was first; its leave() ends us too */
             asm volatile("cli; hlt");
-    char text[256], line[400];
-    vsnprintf(text, sizeof text, format, args);
-    int n = snprintf(line, sizeof line, "%s: %s (%s)\n", guest_name, verdict, text);
     for (uint32_t i = 0; i < 10000000 && !try_lock(&console); i++)
         pause();                                        /* the holder may be the one that is stuck: speak anyway */
-    put_text(line, (size_t)n < sizeof line ? (size_t)n : sizeof line - 1);
+    struct out o = { .put = put_char };
+    say(guest_name);
+    say(": ");
+    say(verdict);
+    say(" (");
+    format_out(&o, format, args);
+    say(")\n");
     leave(value);
 }
 
