@@ -61,6 +61,8 @@ class Binding:
 
 
 _loaded: Binding | None = None
+_opened: dict[str, Any] = {}
+"""Kept: cffi closes a library with its last user, though functions of it may still be at hand."""
 _verdict: str | None = None
 _proving = threading.Lock()
 
@@ -111,7 +113,10 @@ def open_native(path: Path = NATIVE) -> Any:
         raise BindingError(
             "the native library is not built: run `make demo` or `python -m switcher.native.build`"
         )
-    return ffi.dlopen(os.fspath(path.resolve()))
+    name = os.fspath(path.resolve())
+    if name not in _opened:
+        _opened[name] = ffi.dlopen(name)
+    return _opened[name]
 
 
 def _load_stock() -> Binding:
