@@ -7,6 +7,7 @@ UART tells the Guest that the line is busy when too much of it waits.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -29,6 +30,8 @@ CAPTURE_MAX = 64 << 20
 """How much of what the Guest printed `Exit.console` has: the newest."""
 TRIM = 1 << 20
 CHUNK = 4096
+CLOSED = (errno.EPIPE, errno.ECONNRESET, errno.EIO)
+"""What a write fails with when the reader of a pipe, a socket or a terminal is gone."""
 
 
 class ConsoleClosedError(Exception):
@@ -39,6 +42,10 @@ class ConsoleClosedError(Exception):
         self.signum = signum
 
 
+class ConsoleFailedError(Exception):
+    """The console cannot be written: the disk is full, for example; `str()` says why."""
+
+
 class Output(Protocol):
     """Where console bytes go."""
 
@@ -46,7 +53,7 @@ class Output(Protocol):
         """One byte from the UART; buffered, never raises."""
 
     def flush(self) -> None:
-        """Pass on what can be passed on without waiting; raises ConsoleClosedError."""
+        """Pass on what can be passed on without waiting; raises Console…Error."""
 
     def backlog(self) -> int:
         """Bytes still waiting."""
@@ -155,7 +162,9 @@ class FdOutput:
                 return
             except OSError as error:
                 self._buffer.clear()
-                raise ConsoleClosedError(self._closed_signal) from error
+                if error.errno in CLOSED:
+                    raise ConsoleClosedError(self._closed_signal) from error
+                raise ConsoleFailedError(error.strerror) from error
             del self._buffer[:written]
 
     def _writable(self) -> bool:
@@ -173,7 +182,7 @@ class FdOutput:
 
     def drain(self, deadline: float) -> int:
         """Wait for the reader until `deadline` (time.monotonic seconds); bytes given up."""
-        with contextlib.suppress(ConsoleClosedError):
+        with contextlib.suppress(ConsoleClosedError, ConsoleFailedError):
             self.flush()
             while self._buffer and (left := deadline - time.monotonic()) > 0:
                 poll = select.poll()

@@ -134,6 +134,13 @@ class ControlBlock:
         names: dict[int, str] = self._ffi.typeof("enum smp_state").elements
         return names[int(self.vcpu(index).state)].removeprefix("SMP_").lower()
 
+    def doing(self, index: int) -> str:
+        """What the Guest had this vCPU do: `running`, `halted` or `waiting for SIPI`."""
+        page = self.vcpu(index)
+        if page.lapic.wait_sipi:
+            return "waiting for SIPI"
+        return "halted" if page.halted else "running"
+
     def mark_crashed(self, index: int) -> None:
         """For a worker that can no longer speak."""
         self._lib.smp_set_state(self.pointer, index, self._lib.SMP_CRASHED)

@@ -22,7 +22,15 @@ from typing import Any
 
 from runtime import nursery
 from runtime.biglock import BigLock, Site
-from runtime.console import BUSY_ABOVE, FREE_BELOW, ConsoleClosedError, FdOutput, Input, Output
+from runtime.console import (
+    BUSY_ABOVE,
+    FREE_BELOW,
+    ConsoleClosedError,
+    ConsoleFailedError,
+    FdOutput,
+    Input,
+    Output,
+)
 from runtime.control import ControlBlock
 from runtime.errors import HostError
 from runtime.exits import Reason
@@ -70,6 +78,7 @@ class Host:
         self._closed = False
         self._line_busy = False
         self._console_failed = False
+        self.console_failure = ""  # in a sentence
         with nursery.no_births():
             nursery.adopt(self._selector.fileno())
             self._bell = nursery.adopt(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
@@ -277,6 +286,7 @@ class Host:
         kind, address, size, data = request.kind, request.address, request.size, request.data
         lib, bus = self._lib, self._machine.bus
         answer = 0
+        self._machine.asker = index
         with self._lock:
             if kind == lib.SMP_REQ_PIO_READ:
                 answer = bus.pio_read(address, size)
@@ -367,6 +377,9 @@ class Host:
             self._control.kill(
                 Reason.INTERRUPTED, "nobody reads the console any more", code=closed.signum
             )
+        except ConsoleFailedError as failed:
+            self.console_failure = f"the console cannot be written: {failed}"
+            self._control.kill(Reason.HOST, self.console_failure)
         self._console_failed = False
 
     def _want(self, fd: int, events: int, handler: Handler, *, wanted: bool) -> None:

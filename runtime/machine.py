@@ -44,6 +44,13 @@ STDOUT = 1
 MODE_32 = 32
 
 
+def _whole(name: str, value: int) -> int:
+    """`value`, which a program without types may have given as anything."""
+    if not isinstance(value, int):
+        raise UserError(f"{name}={value!r} is not a whole number")
+    return value
+
+
 class Machine:
     """One machine and its Guest.
 
@@ -52,9 +59,11 @@ class Machine:
     bytes; `source` feeds the console's input.  `on_vcpu(uc, index)`, and
     `hooks[i](uc, i)` for one vCPU, run in that vCPU's process before it starts
     and may attach Unicorn's own hooks; what they return (called first if it is
-    callable) comes back as `Exit.results[i]`.  Once the Guest is dead the
-    callables have 30 seconds (`runtime.host.RESULT_SECONDS`): a vCPU that is not
-    done by then has no entry in `results`, and the log says so.
+    callable) comes back as `Exit.results[i]`.  A hook on IN (UC_HOOK_INSN with
+    UC_X86_INS_IN) takes the device's place: what it returns is what the Guest
+    reads.  Once the Guest is dead the callables have 30 seconds
+    (`runtime.host.RESULT_SECONDS`): a vCPU that is not done by then has no entry
+    in `results`, and the log says so.
 
     Used as a context manager; entering builds it and starts the workers,
     paused.  Raises UserError, HostError.  Methods are called from the thread
@@ -75,8 +84,8 @@ class Machine:
         hooks: Mapping[int, Hook] | None = None,
         log: Any = None,
     ) -> None:
-        self.vcpus = vcpus
-        self.ram_size = parse_size(memory) if isinstance(memory, str) else memory
+        self.vcpus = _whole("vcpus", vcpus)
+        self.ram_size = parse_size(memory) if isinstance(memory, str) else _whole("memory", memory)
         self._kernel = Path(kernel)
         self._append = append
         self._initrd = Path(initrd) if initrd is not None else None
@@ -97,6 +106,8 @@ class Machine:
         self._console: Output = Capture()
         self._block: SharedBlock | None = None
         self._what = ""  # this machine in a line
+        self._end: Exit | None = None
+        self._runner: int | None = None  # the thread in run()
         self._started_at = 0.0
         self._host_cpu = 0.0
 
@@ -123,6 +134,7 @@ class Machine:
         self._abandon()
 
     def _build(self) -> None:
+        self._end = None
         switcher = self._load_switcher()
         self._check_wishes(switcher)
         sample_clock(switcher)
@@ -279,11 +291,14 @@ class Machine:
     # Run --------------------------------------------------------------------------
 
     def run(self, timeout: float | None = None) -> Exit:
-        """Let the Guest run until it ends, at most `timeout` seconds."""
+        """Let the Guest run until it ends, at most `timeout` seconds; the same Exit if it has."""
+        if self._end is not None:
+            return self._end
         control, host = self._control, self._host
         if control is None or host is None:
             raise HostError("the machine is not built; use it as a context manager")
         deadline = None if timeout is None else time.monotonic() + timeout
+        self._runner = threading.get_ident()
         try:
             self._kill_interrupted()
             self.resume()
@@ -296,10 +311,17 @@ class Machine:
             control.kill(Reason.STOPPED, "the caller was interrupted")
             raise
         host.end()
+        self._runner = None
         log_traces(control, host.workers, self._log)
-        console = self._captured()
-        wall = time.monotonic() - self._started_at
-        return make_exit(control, host.workers, console, wall, time.thread_time() - self._host_cpu)
+        self._end = make_exit(
+            control,
+            host.workers,
+            self._captured(),
+            host.console_failure,
+            time.monotonic() - self._started_at,
+            time.thread_time() - self._host_cpu,
+        )
+        return self._end
 
     def _captured(self) -> bytes:
         if not isinstance(self._console, Capture):
@@ -314,11 +336,17 @@ class Machine:
     # From other threads and signal handlers ------------------------------------------
 
     def pause(self) -> None:
-        """Every vCPU stands still, acknowledged; raises HostError (and kills) if one does not."""
+        """Every vCPU stands still, acknowledged; raises HostError (and kills) if one does not.
+
+        Raises UserError, without harm, in the thread that runs the machine (in a console
+        function): a vCPU that waits for that thread would never stand still.
+        """
         with self._guard:
             control = self._control
             if control is None:
                 return
+            if self._runner == threading.get_ident():
+                raise UserError("pause() cannot be called in the thread that runs the machine")
             self._ask_pause(control, on=True)
             self._visitors += 1
         try:

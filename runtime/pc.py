@@ -28,6 +28,8 @@ class PcMachine:
         self, control: ControlBlock, ram_size: int, transmit: Callable[[int], None]
     ) -> None:
         lib: Any = control.switcher.lib
+        self.asker: int | None = None
+        """The vCPU whose access the Host answers: it asked for the end, if that comes of it."""
 
         def deliver(destination: int, logical: bool, mode: int, vector: int, level: bool) -> int:
             return int(
@@ -37,13 +39,13 @@ class PcMachine:
             )
 
         def leave(value: int) -> None:
-            control.kill(Reason.DEBUG_EXIT, f"debug exit with {value:#x}", code=value)
+            control.kill(Reason.DEBUG_EXIT, f"debug exit with {value:#x}", self.asker, value)
 
         def restart() -> None:
-            control.kill(Reason.RESTART, "the Guest asked for a restart")
+            control.kill(Reason.RESTART, "the Guest asked for a restart", self.asker)
 
         def power_off() -> None:
-            control.kill(Reason.POWEROFF, "the Guest powered off")
+            control.kill(Reason.POWEROFF, "the Guest powered off", self.asker)
 
         self.bus = bus = Bus(control)
         self.ioapic = ioapic.IoApic(deliver, mptable.ioapic_id(control.vcpus))

@@ -63,6 +63,26 @@ def test_debug_exit(bench: Bench, value: int, status: int) -> None:
     assert (end.reason, end.status, end.code) == (Reason.DEBUG_EXIT, status, value)
 
 
+def test_vcpu_that_asked_for_the_end(bench: Bench) -> None:
+    def guest(cpu: Cpu) -> int | None:
+        if cpu.index == 1:
+            cpu.leave(0)
+        return cpu.halt()
+
+    assert bench.run(guest, vcpus=3).vcpu == 1
+
+
+def test_run_after_the_end(bench: Bench) -> None:
+    with bench.machine(lambda cpu: cpu.leave(0)) as machine:
+        end = machine.run(20)
+        assert machine.run(20) is end
+    assert machine.run(20) is end
+    with machine:  # built anew
+        again = machine.run(20)
+    assert again is not end
+    assert again.status == 1
+
+
 def test_power_off(bench: Bench) -> None:
     end = bench.run(lambda cpu: cpu.outb(0x604, 0x2000, 2))
     assert (end.reason, end.status) == (Reason.POWEROFF, 0)
@@ -81,8 +101,17 @@ def test_timeout(bench: Bench) -> None:
 
 
 def test_timeout_of_halted_vcpus(bench: Bench) -> None:
-    end = bench.run(lambda cpu: cpu.halt(), timeout=0.3, vcpus=3)
+    def guest(cpu: Cpu) -> int | None:
+        if cpu.index == 1:  # born like every other but the first: waiting for SIPI
+            cpu.lib.smp_vcpu(cpu.control, 1).lapic.wait_sipi = 0
+        if cpu.index:
+            return cpu.halt()
+        spin(cpu)
+        return None
+
+    end = bench.run(guest, timeout=0.3, vcpus=3)
     assert end.reason is Reason.TIMEOUT
+    assert end.vcpu_lines() == ["vCPU 0: running", "vCPU 1: halted", "vCPU 2: waiting for SIPI"]
 
 
 def test_misbehaviour(bench: Bench) -> None:
@@ -509,6 +538,23 @@ def test_console_function_that_fails_is_our_caller_s_mistake(bench: Bench) -> No
     assert (end.reason, end.status) == (Reason.HOST, 6)
 
 
+def test_pause_in_a_console_function_is_refused_without_harm(bench: Bench) -> None:
+    def guest(cpu: Cpu) -> None:
+        cpu.print(b"abc")
+        cpu.leave(0)
+
+    def pause(_: bytes) -> None:
+        with pytest.raises(UserError, match="in the thread that runs the machine"):
+            machine.pause()
+        refused.append(True)
+
+    refused: list[bool] = []
+    with bench.machine(guest, console=pause) as machine:
+        assert machine.run(20).status == 1
+        machine.pause()
+    assert refused
+
+
 def test_console_input(bench: Bench) -> None:
     def guest(cpu: Cpu) -> None:
         text = b""
@@ -548,6 +594,12 @@ def test_failed_build_leaves_nothing(bench: Bench, tmp_path: Path) -> None:
 def test_bad_number_of_vcpus(bench: Bench, vcpus: int) -> None:
     with pytest.raises(UserError, match="cannot be had"), bench.machine(spin, vcpus=vcpus):
         pass
+
+
+@pytest.mark.parametrize("wrong", [{"vcpus": "2"}, {"vcpus": 1.0}, {"memory": 2.5}])
+def test_options_of_a_wrong_type(bench: Bench, wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"is not a whole number$"):
+        bench.machine(spin, **wrong)
 
 
 def test_failing_fork_leaves_nothing(bench: Bench) -> None:
