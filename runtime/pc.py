@@ -38,6 +38,9 @@ class PcMachine:
                 )
             )
 
+        def want_taker(wanted: bool) -> None:
+            lib.smp_want_taker(control.pointer, int(wanted))
+
         def leave(value: int) -> None:
             control.kill(Reason.DEBUG_EXIT, f"debug exit with {value:#x}", self.asker, value)
 
@@ -48,7 +51,7 @@ class PcMachine:
             control.kill(Reason.POWEROFF, "the Guest powered off", self.asker)
 
         self.bus = bus = Bus(control)
-        self.ioapic = ioapic.IoApic(deliver, mptable.ioapic_id(control.vcpus))
+        self.ioapic = ioapic.IoApic(deliver, want_taker, mptable.ioapic_id(control.vcpus))
         self.uart = uart.Uart(
             transmit,
             isa_line(self.ioapic, SERIAL_IRQ),
