@@ -30,7 +30,6 @@ import argparse
 import contextlib
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -190,12 +189,15 @@ def run_verb(options: argparse.Namespace, signals: _Signals) -> int:
         log.info("the guest restarts")
 
 
+_STATS = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK
+
+
 def _check_writable(path: str) -> None:
     from runtime.errors import UserError
 
     try:
         # Without waiting for whom a FIFO would be read by.
-        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666))
+        os.close(os.open(path, _STATS, 0o666))
     except OSError as error:
         raise UserError(f"--stats {path} cannot be written: {error.strerror}") from error
 
@@ -205,7 +207,9 @@ def _write_stats(path: str, end: Exit) -> bool:
     import json
 
     try:
-        Path(path).write_text(json.dumps(end.as_dict(), indent=2) + "\n")
+        # Without waiting, as above: who would read a FIFO may be gone by now, or asleep.
+        with open(os.open(path, _STATS | os.O_TRUNC, 0o666), "w") as file:
+            file.write(json.dumps(end.as_dict(), indent=2) + "\n")
     except OSError as error:
         _complain(f"--stats {path} cannot be written: {error.strerror}")
         return False

@@ -43,7 +43,7 @@ END_SECONDS = 1.0
 RESULT_SECONDS = 30.0
 """How long what the hooks returned may compute once the Guest is dead; then SIGKILL."""
 START_SECONDS = 60.0
-"""How long workers have to become ready (a loaded machine, not a normal one)."""
+"""How long workers have to become ready, users' hooks included (on a loaded host)."""
 FLUSH_SECONDS = 1.0
 """How long a slow reader of the console is waited for at the end."""
 
@@ -68,18 +68,20 @@ class Host:
         self._machine = machine
         self._doorbells = doorbells
         self._console = console
-        self._source = source
+        self._source = source  # while it has more
+        self._sender = source
         self._log = log
         self._lock = BigLock(control.switcher, control.pointer, Site.BUS)
         self._posted = self._ffi.new("struct smp_posted *")
-        self._selector = selectors.DefaultSelector()
         self._orders: deque[Handler] = deque()  # from other threads, see call()
         self._order_lock = threading.RLock()  # re-entrant: signal handlers call wake()
         self._closed = False
+        self._hurried = False
         self._line_busy = False
         self._console_failed = False
         self.console_failure = ""  # in a sentence
-        with nursery.no_births():
+        with nursery.opening("what the Host waits with"):
+            self._selector = selectors.DefaultSelector()
             nursery.adopt(self._selector.fileno())
             self._bell = nursery.adopt(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
             self._ready = nursery.adopt(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
@@ -115,7 +117,10 @@ class Host:
         with self._woken_by_signals():
             while self._ready_count < len(self.workers) and not self._control.is_dead:
                 if not self._round(deadline):
-                    raise HostError("the vCPU workers did not start in time")
+                    raise HostError(
+                        f"the vCPU workers did not start in {START_SECONDS:g} seconds: "
+                        "a hook that does not return, or a host that is far too busy"
+                    )
 
     def run(self, deadline: float | None) -> None:
         """The loop, until the Guest is dead (at `deadline`, time.monotonic seconds, we kill it)."""
@@ -143,6 +148,8 @@ class Host:
             self._flush_console()
         except Exception:  # a device of ours, or the user's console function
             self._log.exception("the Host failed while the machine ended")
+        if self._sender is not None and self._control.verdict().reason is Reason.RESTART:
+            self._sender.give_back(self._machine.uart.take_unread())
         if isinstance(self._console, FdOutput):
             lost = self._console.drain(time.monotonic() + FLUSH_SECONDS)
             if lost:
@@ -152,11 +159,18 @@ class Host:
         """Until when (time.monotonic seconds) the end that began at `began` waits for it."""
         if worker.reported_at is not None:
             return max(began, worker.reported_at) + END_SECONDS
-        stopped = self._control.state(worker.index) == "stopped"
-        return began + (RESULT_SECONDS if stopped else END_SECONDS)
+        return began + (RESULT_SECONDS if self._computes(worker) else END_SECONDS)
+
+    def _computes(self, worker: Worker) -> bool:
+        """Whether it computes results that somebody waits for."""
+        return not self._hurried and self._control.state(worker.index) == "stopped"
+
+    def hurry(self) -> None:
+        """From now on nobody waits for what hooks compute."""
+        self._hurried = True
 
     def _put_down(self, worker: Worker) -> None:
-        if worker.reported_at is None and self._control.state(worker.index) == "stopped":
+        if worker.reported_at is None and self._computes(worker):
             self._log.error(
                 f"what vCPU {worker.index}'s hooks returned did not compute their results "
                 f"in {RESULT_SECONDS:g} seconds"
@@ -193,7 +207,7 @@ class Host:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        with nursery.no_births():
+        with nursery.opening("a pipe for signals"):
             receive, send = map(nursery.adopt, os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
         before = signal.set_wakeup_fd(send, warn_on_full_buffer=False)
         self._register(receive, partial(self._on_signal, receive))
@@ -270,15 +284,18 @@ class Host:
     def _drain(self) -> bool:
         """Do the posted writes in their order, at most one ring's length; True if more may wait."""
         take, slot, control = self._lib.smp_post_take, self._posted, self._control.pointer
-        write, pio = self._machine.bus.pio_write, self._lib.SMP_POST_PIO_WRITE
+        write = self._machine.bus.pio_write
+        pio, eoi = self._lib.SMP_POST_PIO_WRITE, self._lib.SMP_POST_EOI
         with self._lock:
             for _ in range(self._lib.SMP_POSTED):
                 if not take(control, slot):
                     return False
                 if slot.kind == pio:
                     write(slot.address, slot.size, slot.data)
-                else:
+                elif slot.kind == eoi:
                     self._machine.ioapic.eoi(slot.address)
+                else:
+                    self._machine.ioapic.retry()
         return True
 
     def _answer(self, index: int) -> None:
@@ -327,9 +344,15 @@ class Host:
     # Console ----------------------------------------------------------------------
 
     def send(self, data: bytes) -> None:
-        """Console input from the Python API, in the loop."""
+        """Console input from the Python API, in the loop; says what finds no room."""
+        room = self._machine.uart.input_room
         with self._lock:
-            self._machine.uart.receive(data)
+            self._machine.uart.receive(data[:room])
+        if len(data) > room:
+            self._log.warning(
+                "console input lost: the guest did not read what came before",
+                bytes=len(data) - room,
+            )
 
     def _unwatch_source(self) -> None:
         if self._source is not None:
@@ -351,7 +374,7 @@ class Host:
     def _move_console(self) -> None:
         """After a round: output on its way, and the watches as the backlogs want them."""
         if self._source is not None and not self._control.is_dead:
-            if not self._source.pollable:
+            if self._source.at_once:
                 self._read_source()
             else:
                 room = self._machine.uart.input_room > 0

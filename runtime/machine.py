@@ -62,8 +62,8 @@ class Machine:
     callable) comes back as `Exit.results[i]`.  A hook on IN (UC_HOOK_INSN with
     UC_X86_INS_IN) takes the device's place: what it returns is what the Guest
     reads.  Once the Guest is dead the callables have 30 seconds
-    (`runtime.host.RESULT_SECONDS`): a vCPU that is not done by then has no entry
-    in `results`, and the log says so.
+    (`runtime.host.RESULT_SECONDS`), after `interrupt()` one: a vCPU that is not
+    done by then has no entry in `results`, and the log says so.
 
     Used as a context manager; entering builds it and starts the workers,
     paused.  Raises UserError, HostError.  Methods are called from the thread
@@ -271,6 +271,7 @@ class Machine:
         try:
             if control is not None and host is not None:
                 control.kill(Reason.STOPPED, "the machine was closed")
+                host.hurry()
                 host.end()
         finally:
             self._stack.close()
@@ -394,6 +395,8 @@ class Machine:
         if self._control is not None and self._interrupted is not None:
             text = f"interrupted by signal {self._interrupted}"
             self._control.kill(Reason.INTERRUPTED, text, code=self._interrupted)
+            if self._host is not None:
+                self._host.hurry()
 
     def _kill_from_outside(self, reason: Reason, text: str, code: int) -> None:
         with self._guard:
@@ -403,7 +406,11 @@ class Machine:
                     self._host.wake()
 
     def send(self, data: bytes) -> None:
-        """Type `data` on the console; at most what `WAITING_MAX` allows at once."""
+        """Type `data` on the console.
+
+        At most 4096 bytes (`runtime.devices.uart.WAITING_MAX`) wait for the Guest to read
+        them: what is more is lost, and the log says so.
+        """
         with self._guard:
             host = self._host
             if host is not None:

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from runtime.errors import HostError
+
 if TYPE_CHECKING:  # slow to import, and only machines of side threads need them
     from concurrent.futures import Future
     from queue import SimpleQueue
@@ -37,6 +39,16 @@ def no_births() -> Iterator[None]:
     """While inside, no other thread forks a worker: descriptors can be opened and registered."""
     with _births:
         yield
+
+
+@contextmanager
+def opening(what: str) -> Iterator[None]:
+    """As no_births(), around what opens descriptors; raises HostError when the system refuses."""
+    with no_births():
+        try:
+            yield
+        except OSError as error:
+            raise HostError(f"the system refuses {what}: {error.strerror}") from error
 
 
 def adopt(fd: int) -> int:

@@ -69,7 +69,9 @@ class Worker:
             nursery.fork(order)
         except OSError as error:
             self.bury()
-            raise HostError(f"vCPU {self.index}'s worker cannot be started: {error}") from error
+            raise HostError(
+                f"vCPU {self.index}'s worker cannot be started: {error.strerror}"
+            ) from error
 
     @property
     def started(self) -> bool:

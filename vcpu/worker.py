@@ -25,7 +25,7 @@ import dill  # type: ignore[import-untyped]  # what multiprocess pickles with: c
 
 from runtime import nursery
 from runtime.control import clip
-from runtime.errors import SmpError
+from runtime.errors import HostError, SmpError
 from vcpu.cpu import VCpu
 from vcpu.engine import Engine
 from vcpu.guest import run_guest
@@ -68,15 +68,19 @@ def main(setup: Setup) -> None:
     """The worker from birth to death; its exit status is 0 or STATUS_FAILED."""
     result: Any = None
     trace = ""
+    failed = True
     try:
         _become_worker(setup)
         finish = _start(setup)
         result = finish()
+        failed = False
+    except SmpError as error:  # what the system or the engine refused: the sentence says all
+        _last_words(setup, error)
     except BaseException as error:  # every death leaves last words
         trace = "".join(traceback.format_exception(error))
         _last_words(setup, error)
     _report(setup, result, trace)
-    if trace:
+    if failed:
         sys.exit(STATUS_FAILED)
 
 
@@ -91,7 +95,10 @@ def _become_worker(setup: Setup) -> None:
         os._exit(STATUS_FAILED)  # it died before the line above: nobody is left to tell
     take_cores(setup.index, int(setup.control.vcpus))
     nursery.close_private_fds(setup.keep_fds)
-    _drop_memory_fds()
+    try:
+        _drop_memory_fds()
+    except OSError as error:
+        raise HostError(f"descriptors cannot be put in order: {error.strerror}") from error
 
 
 def take_cores(index: int, vcpus: int) -> None:
@@ -130,7 +137,7 @@ def _start(setup: Setup) -> Callable[[], Any]:
     outcomes = [hook(engine.uc, setup.index) for hook in setup.hooks]
     timer = lib.smp_timer_start(setup.control, setup.index)
     if timer < 0:
-        raise OSError(-timer, "the local APIC timer cannot be started")
+        raise HostError(f"the local APIC timer cannot be started: {os.strerror(-timer)}")
     cpu = VCpu(setup.switcher, setup.control, setup.index, engine, setup.host_pid)
     os.eventfd_write(setup.ready_fd, 1)
     try:

@@ -223,6 +223,22 @@ def test_a_fifo_is_refused_without_waiting_for_its_other_end(tmp_path: Path, whe
     assert done.returncode == 2, done.stderr
 
 
+def test_a_fifo_whose_reader_left_is_not_waited_for(tmp_path: Path) -> None:
+    needs_engine()
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    kernel = write_file(tmp_path, code_kernel(b"\xeb\xfe"))
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    command = [sys.executable, LAUNCHER, "run", "--stats", fifo, "--timeout", "2", kernel]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert b"machine" in process.stderr.readline()  # it runs, and has looked at the FIFO
+        os.close(reader)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 6
+    assert f"--stats {fifo} cannot be written: No such device".encode() in said
+
+
 def test_a_full_stderr_does_not_change_the_verdict(tmp_path: Path) -> None:
     needs_engine()
     kernel = write_file(tmp_path, code_kernel(b"\x0f\x0b"))  # ud2 without an IDT

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from runtime import console, host
+from runtime.devices import uart
 from runtime.errors import HostError, UserError
 from runtime.machine import Exit, Machine, Reason
 from tests.helpers.fake_engine import Cpu, Guest, play
@@ -499,9 +500,7 @@ def test_child_of_a_hook_that_outlives_the_worker(bench: Bench) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_captured_console_has_a_bound(
-    bench: Bench, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_captured_console_has_a_bound(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     bench.monkeypatch.setattr(console, "CAPTURE_MAX", 1000)
     bench.monkeypatch.setattr(console, "TRIM", 10)
 
@@ -630,3 +629,70 @@ def test_failing_fork_leaves_nothing(bench: Bench) -> None:
     for ends in opened[-2:]:
         for fd in ends:
             os.close(fd)
+
+
+# Hooks that do not come to an end -----------------------------------------------------------
+
+
+def test_hook_that_never_returns(bench: Bench) -> None:
+    bench.monkeypatch.setattr(host, "START_SECONDS", 1)
+    began = time.monotonic()
+    with pytest.raises(HostError, match="in 1 seconds: a hook that does not return"):
+        bench.run(spin, hooks={0: lambda *_: time.sleep(60)})
+    assert time.monotonic() - began < 5
+
+
+def interrupt_soon() -> threading.Timer:
+    """Ctrl-C, as a script without a handler of its own gets it."""
+    timer = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    return timer
+
+
+def test_ctrl_c_ends_a_hook_that_never_returns(bench: Bench) -> None:
+    began = time.monotonic()
+    timer = interrupt_soon()
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(spin, hooks={0: lambda *_: time.sleep(60)})
+    timer.join()
+    assert time.monotonic() - began < 5
+
+
+def test_ctrl_c_ends_the_wait_for_results(bench: Bench) -> None:
+    began = time.monotonic()
+    timer = interrupt_soon()
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(lambda cpu: cpu.leave(0), on_vcpu=lambda *_: lambda: time.sleep(60))
+    timer.join()
+    assert time.monotonic() - began < 5
+
+
+def test_interrupt_ends_the_wait_for_results(bench: Bench) -> None:
+    began = time.monotonic()
+    with bench.machine(
+        lambda cpu: cpu.leave(0), on_vcpu=lambda *_: lambda: time.sleep(60)
+    ) as machine:
+        timer = threading.Timer(0.7, machine.interrupt, (signal.SIGINT,))
+        timer.start()
+        assert machine.run(20).status == 1  # it had ended before
+        timer.join()
+    assert time.monotonic() - began < 5
+
+
+def test_send_takes_what_there_is_room_for(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def guest(cpu: Cpu) -> None:
+        while not cpu.inb(0x3FD) & 1:
+            pass
+        for _ in range(uart.WAITING_MAX):
+            cpu.outb(0x3F8, cpu.inb(0x3F8))
+        cpu.leave(cpu.inb(0x3FD) & 1)
+
+    with bench.machine(guest) as machine:
+        machine.send(b"x" * uart.WAITING_MAX + b"y" * 5)
+        end = machine.run(20)
+    assert (end.console, end.code) == (b"x" * uart.WAITING_MAX, 0)
+    said = capsys.readouterr().err
+    assert "console input lost" in said
+    assert "bytes=5" in said
