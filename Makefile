@@ -52,7 +52,9 @@ lint: $(READY)
 	$(PY) -m ruff check $(SOURCES) tests
 	$(PY) -m mypy $(SOURCES)
 
+# Python's own compiling, also where it was told to write no bytecode: else each start does it again.
 setup: native engine guests
+	@$(PY) -m compileall -q $(SOURCES)
 
 native: $(READY)
 	@$(PY) -m switcher.native.build >/dev/null

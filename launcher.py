@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ if __name__ == "__main__":
     if os.path.exists(_python) and os.path.realpath(sys.prefix) != os.path.realpath(_VENV):
         os.execv(_python, [_python, os.path.realpath(__file__), *sys.argv[1:]])
     sys.path.insert(0, _HERE)
+    gc.disable()  # a start makes many objects and no garbage; run_verb() lets it go on
 
 # Now in the environment.  What only some runs need is imported where it is used.
 import argparse
@@ -158,6 +160,8 @@ def run_verb(options: argparse.Namespace, signals: _Signals) -> int:
     from runtime.log import Log
     from runtime.machine import Machine
 
+    gc.freeze()  # what was imported stays: nobody need look through it, and workers share it
+    gc.enable()
     if options.machine not in (None, "pc"):
         known = "is not built yet" if options.machine == "lguest" else "is not known"
         raise UserError(f"the machine '{options.machine}' {known}; choose pc")
