@@ -39,6 +39,7 @@ from runtime.errors import STATUS_HOST, STATUS_USER
 from runtime.sizes import DEFAULT_MEMORY
 
 if TYPE_CHECKING:
+    from runtime.errors import SmpError
     from runtime.exits import Exit
     from runtime.machine import Machine
 
@@ -58,16 +59,41 @@ examples:
   launcher.py run --vcpus 2 build/guests/demo.elf       two virtual CPUs
   launcher.py run --timeout 10 kernel.elf               end after 10 seconds, status 124
   launcher.py run --append "verbose" --initrd fs.img kernel.elf
-  launcher.py run --stats out.json kernel.elf           exits per vCPU, lock times
+  launcher.py run --stats out.json kernel.elf           explained in docs/stats.md
 
 exit status:
   0    the guest powered off          124  --timeout ran out
   odd  the guest wrote v to port 0xf4: (v << 1) | 1, so 1 means v was 0
   2    a mistake in the command or the image
   4    the guest was killed or panicked; the reason is on stderr
-  6    a vCPU's process or the Host failed; the report is on stderr
+  6    a vCPU's process or the Host failed, or stdout cannot be written (disk
+       full); the report is on stderr
   130  Ctrl-C (other signals: 128 + number)
 """
+
+
+class _Version(argparse.Action):
+    """`--version`: worked out only when asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(_version())
+        parser.exit()
+
+
+def _version() -> str:
+    import tomllib
+    from pathlib import Path
+
+    project = tomllib.loads(Path(_HERE, "pyproject.toml").read_text())["project"]
+    engine = "not built"
+    with contextlib.suppress(ModuleNotFoundError):  # nothing is set up yet
+        from switcher import binding
+
+        if chosen := os.environ.get(binding.ENGINE_VARIABLE):
+            engine = f"{chosen} (from {binding.ENGINE_VARIABLE})"
+        elif binding.ENGINE.exists():
+            engine = binding.ENGINE.resolve().parent.name
+    return f"{project['name']} {project['version']}, engine {engine}"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -95,6 +121,7 @@ def _seconds(text: str) -> float:
 def build_parser() -> argparse.ArgumentParser:
     """The verbs and their options."""
     parser = _Parser(prog="launcher.py", description=DESCRIPTION)
+    parser.add_argument("--version", action=_Version, nargs=0, help="say it, and which engine")
     # With `prog` given, argparse need not work out a usage (and import what that takes).
     verbs = parser.add_subparsers(prog=parser.prog, dest="verb", metavar="VERB", required=True)
     run = verbs.add_parser(
@@ -153,20 +180,39 @@ class _Signals:
 
 
 def run_verb(options: argparse.Namespace, signals: _Signals) -> int:
-    """`run`: one machine, again after each restart, until it ends otherwise."""
-    from runtime.console import character_mode, stdin_input
-    from runtime.errors import UserError
-    from runtime.exits import Reason
-    from runtime.log import Log
-    from runtime.machine import Machine
+    """`run`, with the statistics of how it ended."""
+    from runtime.errors import HostError, SmpError, UserError
 
     gc.freeze()  # what was imported stays: nobody need look through it, and workers share it
     gc.enable()
     if options.machine not in (None, "pc"):
         known = "is not built yet" if options.machine == "lguest" else "is not known"
         raise UserError(f"the machine '{options.machine}' {known}; choose pc")
-    if options.stats is not None:
-        _check_writable(options.stats)
+    if options.stats is None:
+        return _run_machines(options, signals, lambda _: None)
+
+    from runtime.stats import StatsFile
+
+    stats = StatsFile(options.stats)
+    try:
+        return _run_machines(options, signals, stats.write)
+    except SmpError as error:
+        status = _failed_status(error, signals)
+        with contextlib.suppress(HostError):  # the first failure is the one to tell
+            stats.write({"reason": "not_started", "status": status, "text": str(error)})
+        raise
+
+
+def _run_machines(
+    options: argparse.Namespace, signals: _Signals, write_stats: Callable[[dict[str, Any]], None]
+) -> int:
+    """One machine, again after each restart, until it ends otherwise."""
+    from runtime.console import character_mode, stdin_input
+    from runtime.errors import HostError
+    from runtime.exits import Reason
+    from runtime.log import Log
+    from runtime.machine import Machine
+
     log = Log(options.log_level)
     deadline = None if options.timeout is None else time.monotonic() + options.timeout
     while True:
@@ -183,41 +229,16 @@ def run_verb(options: argparse.Namespace, signals: _Signals) -> int:
         with machine, character_mode():
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             end = machine.run(left)
-        written = options.stats is None or _write_stats(options.stats, end)
         if end.reason is not Reason.RESTART:
             _tell(end, log)
-        if not written:
+        try:
+            write_stats(end.as_dict())
+        except HostError as error:
+            _complain(str(error))
             return STATUS_HOST
         if end.reason is not Reason.RESTART:
             return end.status
         log.info("the guest restarts")
-
-
-_STATS = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK
-
-
-def _check_writable(path: str) -> None:
-    from runtime.errors import UserError
-
-    try:
-        # Without waiting for whom a FIFO would be read by.
-        os.close(os.open(path, _STATS, 0o666))
-    except OSError as error:
-        raise UserError(f"--stats {path} cannot be written: {error.strerror}") from error
-
-
-def _write_stats(path: str, end: Exit) -> bool:
-    """Whether it could be done; if not, that is said."""
-    import json
-
-    try:
-        # Without waiting, as above: who would read a FIFO may be gone by now, or asleep.
-        with open(os.open(path, _STATS | os.O_TRUNC, 0o666), "w") as file:
-            file.write(json.dumps(end.as_dict(), indent=2) + "\n")
-    except OSError as error:
-        _complain(f"--stats {path} cannot be written: {error.strerror}")
-        return False
-    return True
 
 
 def _complain(text: str) -> None:
@@ -238,7 +259,14 @@ def _tell(end: Exit, log: Any) -> None:
     report = [f"{what}{end.text}{who}"]
     if end.death is not None and end.reason in (Reason.KILLED, Reason.WORKER):
         report += ["  " + line for line in end.death.lines()]
+    if end.reason is Reason.TIMEOUT:
+        report += ["  " + line for line in end.vcpu_lines()]
     log.error("\n".join(report))
+
+
+def _failed_status(error: SmpError, signals: _Signals) -> int:
+    """Of a machine that failed; after a signal it is the signal that ended it."""
+    return error.status if signals.received is None else 128 + signals.received
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -267,10 +295,9 @@ def _main(arguments: list[str] | None) -> int:
     try:
         return verb(options, signals)
     except SmpError as error:
-        if signals.received is not None:
-            return 128 + signals.received
-        _complain(str(error))
-        return error.status
+        if signals.received is None:
+            _complain(str(error))
+        return _failed_status(error, signals)
 
 
 def _leave(status: int) -> NoReturn:

@@ -120,7 +120,7 @@ class Exit:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--stats`: plain JSON types, without the console and the hooks' results."""
+        """For `--stats` (docs/stats.md): plain JSON types, without console and hooks' results."""
         return {
             "reason": self.reason.value,
             "status": self.status,
@@ -130,8 +130,10 @@ class Exit:
             "wall_seconds": self.wall_seconds,
             "cpu_seconds": self.cpu_seconds,
             "vcpus": [
-                {"index": index, "counters": counters}
-                for index, counters in enumerate(self.counters)
+                {"index": index, "doing": doing, "counters": counters}
+                for index, (doing, counters) in enumerate(
+                    zip(self.doings, self.counters, strict=True)
+                )
             ],
             "big_lock": self.locks,
         }

@@ -184,6 +184,27 @@ def test_append_reaches_the_kernel(tmp_path: Path) -> None:
     assert end.stdout.decode() == f"{path} verbose=1 x"
 
 
+def test_timeout_says_where_each_vcpu_stands(tmp_path: Path) -> None:
+    kernel = write_file(tmp_path, code_kernel(b"\xeb\xfe"))  # jmp $
+    end = launch("run", "--vcpus", "2", "--timeout", "0.5", "--log-level", "error", kernel)
+    assert end.returncode == 124
+    first, *lines = end.stderr.decode().splitlines()
+    assert first.endswith("the time given by --timeout ran out")
+    assert lines[0] == "  vCPU 0: running at 0010:0x10000c"
+    assert lines[1].startswith("  vCPU 1: waiting for SIPI")
+
+
+def test_hook_on_in_takes_the_device_s_place(tmp_path: Path) -> None:
+    def answer(uc: Any, index: int) -> None:
+        from unicorn import UC_HOOK_INSN
+        from unicorn.x86_const import UC_X86_INS_IN
+
+        uc.hook_add(UC_HOOK_INSN, lambda *_: 0x2A, aux1=UC_X86_INS_IN)
+
+    code = b"\xe4\x71\xe6\xf4\xf4"  # in al, 0x71; out 0xf4, al; hlt
+    assert run(tmp_path, code_kernel(code), on_vcpu=answer).code == 0x2A
+
+
 def test_log_says_what_is_there(tmp_path: Path) -> None:
     path = write_file(tmp_path, code_kernel(debug_exit_code(0)))
     end = launch("run", path)
