@@ -30,7 +30,7 @@
 #define SMP_LAPIC_BASE 0xfee00000
 #define SMP_IOAPIC_BASE 0xfec00000
 
-/* A vCPU's life (DESIGN.md): written by its worker, except that the Host
+/* A vCPU's life: written by its worker, except that the Host
  * writes CRASHED for a worker that can no longer speak. */
 enum smp_state {
     SMP_PAUSED,          /* born here; also between pause and resume */
