@@ -21,9 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dill  # type: ignore[import-untyped]  # what multiprocess pickles with: carries closures
-
-from runtime import nursery
+from runtime import closures, nursery
 from runtime.control import clip
 from runtime.errors import HostError, SmpError
 from vcpu.cpu import VCpu
@@ -169,9 +167,9 @@ def _report(setup: Setup, result: Any, trace: str) -> None:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     seconds = usage.ru_utime + usage.ru_stime
     try:
-        message = dill.dumps(Report(result, seconds, trace))
+        message = closures.dumps(Report(result, seconds, trace))
     except Exception as error:  # whatever the user's objects raise
-        message = dill.dumps(
+        message = closures.dumps(
             Report(None, seconds, trace or f"a hook's result cannot be sent: {error}")
         )
     with contextlib.suppress(OSError):  # the Host has stopped listening

@@ -230,9 +230,7 @@ void smp_kick(struct smp_control *c, uint32_t vcpu)
     if (offset) {
         char *cpu = (char *)c + c->cpu_offset + vcpu * c->cpu_stride;
 
-#ifndef SMP_WITHOUT_KICK /* left out only to see that the self-test notices (tests/slow) */
         __atomic_store_n((int16_t *)(cpu + offset), (int16_t)-1, __ATOMIC_SEQ_CST);
-#endif
     }
     __atomic_fetch_add(&v->wake, 1, __ATOMIC_SEQ_CST);
     if (load(&v->sleeping))

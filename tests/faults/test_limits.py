@@ -45,3 +45,15 @@ def test_limit(tmp_path: Path, limit: str, value: int, sentence: str) -> None:
     assert said.startswith("smpguest: ")
     assert said.endswith(sentence + "\n")
     assert said.count("\n") == 1
+
+
+def test_no_file_may_grow(tmp_path: Path) -> None:
+    """Not even a temporary directory is found; it is guest memory that is the user's business."""
+    kernel = write_file(tmp_path, code_kernel(debug_exit_code(0)))
+    no_size = (0, 0)
+    end = launch(
+        "run", kernel, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, no_size)
+    )
+    assert end.returncode == 2
+    assert end.stderr.startswith(b"smpguest: cannot get 48M of guest memory: ")
+    assert end.stderr.count(b"\n") == 1

@@ -273,7 +273,10 @@ def test_a_fifo_whose_reader_left_is_not_waited_for(tmp_path: Path) -> None:
         assert process.stderr is not None
         assert b"machine" in process.stderr.readline()  # it runs, and has looked at the FIFO
         os.close(reader)
-        _, said = process.communicate(timeout=30)
+        try:
+            _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 6
     assert f"--stats {fifo} cannot be written: No such device".encode() in said
 
