@@ -3,25 +3,13 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import json
+import gc
 import os
 import signal
 import sys
-import time
-import traceback
-from collections.abc import Callable
-from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
 
-if TYPE_CHECKING:
-    from runtime.exits import Exit
-    from runtime.machine import Machine
-
-_HERE = Path(__file__).resolve().parent
-_PYTHON = _HERE / ".venv" / "bin" / "python"
+_HERE = os.path.dirname(os.path.realpath(__file__))
+_VENV = os.path.join(_HERE, ".venv")
 if __name__ == "__main__":
     # Until somebody handles it, Ctrl-C ends us without a traceback.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -33,13 +21,28 @@ if __name__ == "__main__":
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
     # Works from the checkout without activating anything: go on in its environment.
-    if _PYTHON.exists() and Path(sys.prefix).resolve() != (_HERE / ".venv").resolve():
-        os.execv(_PYTHON, [str(_PYTHON), str(Path(__file__).resolve()), *sys.argv[1:]])
-    sys.path.insert(0, str(_HERE))
+    _python = os.path.join(_VENV, "bin", "python")
+    if os.path.exists(_python) and os.path.realpath(sys.prefix) != os.path.realpath(_VENV):
+        os.execv(_python, [_python, os.path.realpath(__file__), *sys.argv[1:]])
+    sys.path.insert(0, _HERE)
+    gc.disable()  # a start makes many objects and no garbage; run_verb() lets it go on
 
+# Now in the environment.  What only some runs need is imported where it is used.
+import argparse
+import contextlib
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from runtime.errors import STATUS_HOST, STATUS_USER  # noqa: E402 (now in the environment)
-from runtime.lguest.options import add_options, parse_arguments, settle  # noqa: E402
+from runtime.errors import STATUS_HOST, STATUS_USER
+from runtime.lguest.options import add_options, parse_arguments, settle
+from runtime.sizes import DEFAULT_MEMORY
+
+if TYPE_CHECKING:
+    from runtime.errors import SmpError
+    from runtime.exits import Exit
+    from runtime.machine import Machine
 
 DESCRIPTION = """\
 Runs SMP guests in Unicorn: every virtual CPU is a process of its own, all of
@@ -58,16 +61,41 @@ examples:
   launcher.py run --vcpus 2 build/guests/demo.elf       two virtual CPUs
   launcher.py run --timeout 10 kernel.elf               end after 10 seconds, status 124
   launcher.py run --append "verbose" --initrd fs.img kernel.elf
-  launcher.py run --stats out.json kernel.elf           exits per vCPU, lock times
+  launcher.py run --stats out.json kernel.elf           explained in docs/stats.md
 
 exit status:
   0    the guest powered off          124  --timeout ran out
   odd  the guest wrote v to port 0xf4: (v << 1) | 1, so 1 means v was 0
   2    a mistake in the command or the image
   4    the guest was killed or panicked; the reason is on stderr
-  6    a vCPU's process or the Host failed; the report is on stderr
+  6    a vCPU's process or the Host failed, or stdout cannot be written (disk
+       full); the report is on stderr
   130  Ctrl-C (other signals: 128 + number)
 """
+
+
+class _Version(argparse.Action):
+    """`--version`: worked out only when asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(_version())
+        parser.exit()
+
+
+def _version() -> str:
+    import tomllib
+    from pathlib import Path
+
+    project = tomllib.loads(Path(_HERE, "pyproject.toml").read_text())["project"]
+    engine = "not built"
+    with contextlib.suppress(ModuleNotFoundError):  # nothing is set up yet
+        from switcher import binding
+
+        if chosen := os.environ.get(binding.ENGINE_VARIABLE):
+            engine = f"{chosen} (from {binding.ENGINE_VARIABLE})"
+        elif binding.ENGINE.exists():
+            engine = binding.ENGINE.resolve().parent.name
+    return f"{project['name']} {project['version']}, engine {engine}"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -95,7 +123,9 @@ def _seconds(text: str) -> float:
 def build_parser() -> argparse.ArgumentParser:
     """The verbs and their options."""
     parser = _Parser(prog="launcher.py", description=DESCRIPTION)
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    parser.add_argument("--version", action=_Version, nargs=0, help="say it, and which engine")
+    # With `prog` given, argparse need not work out a usage (and import what that takes).
+    verbs = parser.add_subparsers(prog=parser.prog, dest="verb", metavar="VERB", required=True)
     run = verbs.add_parser(
         "run",
         help="boot a kernel",
@@ -113,7 +143,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--vcpus", metavar="N", type=_vcpus, default=1, help="virtual CPUs (default 1)"
     )
     run.add_argument(
-        "--memory", metavar="SIZE", default="64M", help="RAM, for example 64M or 1G (default 64M)"
+        "--memory",
+        metavar="SIZE",
+        default=DEFAULT_MEMORY,
+        help=f"RAM, for example 64M or 1G (default {DEFAULT_MEMORY})",
     )
     run.add_argument("--append", metavar="TEXT", default="", help="the kernel's command line")
     run.add_argument("--initrd", metavar="F", help="the kernel's initrd (multiboot: its module)")
@@ -154,16 +187,38 @@ class _Signals:
 
 
 def run_verb(options: argparse.Namespace, signals: _Signals) -> int:
-    """`run`: one machine, again after each restart, until it ends otherwise."""
+    """`run`, with the statistics of how it ended."""
+    from runtime.errors import HostError, SmpError
+
+    gc.freeze()  # what was imported stays: nobody need look through it, and workers share it
+    gc.enable()
+    if options.stats is None:
+        return _run_machines(options, signals, lambda _: None)
+
+    from runtime.stats import StatsFile
+
+    stats = StatsFile(options.stats)
+    try:
+        return _run_machines(options, signals, stats.write)
+    except SmpError as error:
+        status = _failed_status(error, signals)
+        with contextlib.suppress(HostError):  # the first failure is the one to tell
+            stats.write({"reason": "not_started", "status": status, "text": str(error)})
+        raise
+
+
+def _run_machines(
+    options: argparse.Namespace, signals: _Signals, write_stats: Callable[[dict[str, Any]], None]
+) -> int:
+    """One machine, again after each restart, until it ends otherwise."""
     from runtime.console import character_mode, stdin_input
+    from runtime.errors import HostError
     from runtime.exits import Reason
-    from runtime.log import make_log
+    from runtime.log import Log
     from runtime.machine import Machine
     from runtime.terminal import raw_mode, raw_stdin
 
-    if options.stats is not None:
-        _check_writable(options.stats)
-    log = make_log(options.log_level)
+    log = Log(options.log_level)
     wishes = settle(options)
     source, mode = (raw_stdin, raw_mode) if wishes else (stdin_input, character_mode)
     deadline = None if options.timeout is None else time.monotonic() + options.timeout
@@ -182,34 +237,16 @@ def run_verb(options: argparse.Namespace, signals: _Signals) -> int:
         with machine, mode():
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             end = machine.run(left)
-        written = options.stats is None or _write_stats(options.stats, end)
         if end.reason is not Reason.RESTART:
             _tell(end, log)
-        if not written:
+        try:
+            write_stats(end.as_dict())
+        except HostError as error:
+            _complain(str(error))
             return STATUS_HOST
         if end.reason is not Reason.RESTART:
             return end.status
         log.info("the guest restarts")
-
-
-def _check_writable(path: str) -> None:
-    from runtime.errors import UserError
-
-    try:
-        # Without waiting for whom a FIFO would be read by.
-        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666))
-    except OSError as error:
-        raise UserError(f"--stats {path} cannot be written: {error.strerror}") from error
-
-
-def _write_stats(path: str, end: Exit) -> bool:
-    """Whether it could be done; if not, that is said."""
-    try:
-        Path(path).write_text(json.dumps(end.as_dict(), indent=2) + "\n")
-    except OSError as error:
-        _complain(f"--stats {path} cannot be written: {error.strerror}")
-        return False
-    return True
 
 
 def _complain(text: str) -> None:
@@ -230,7 +267,14 @@ def _tell(end: Exit, log: Any) -> None:
     report = [f"{what}{end.text}{who}"]
     if end.death is not None and end.reason in (Reason.KILLED, Reason.WORKER):
         report += ["  " + line for line in end.death.lines()]
+    if end.reason is Reason.TIMEOUT:
+        report += ["  " + line for line in end.vcpu_lines()]
     log.error("\n".join(report))
+
+
+def _failed_status(error: SmpError, signals: _Signals) -> int:
+    """Of a machine that failed; after a signal it is the signal that ended it."""
+    return error.status if signals.received is None else 128 + signals.received
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -244,6 +288,8 @@ def main(arguments: list[str] | None = None) -> int:
         _complain(f"it is not set up yet ({error.name} is missing): run `make demo` first")
         return STATUS_USER
     except Exception:
+        import traceback
+
         _complain("a failure of its own:\n" + traceback.format_exc().rstrip())
         return STATUS_HOST
 
@@ -257,11 +303,18 @@ def _main(arguments: list[str] | None) -> int:
     try:
         return verb(options, signals)
     except SmpError as error:
-        if signals.received is not None:
-            return 128 + signals.received
-        _complain(str(error))
-        return error.status
+        if signals.received is None:
+            _complain(str(error))
+        return _failed_status(error, signals)
+
+
+def _leave(status: int) -> NoReturn:
+    """End here: nothing remains to be tidied up, but Python would take its time for it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())

@@ -5,12 +5,13 @@ const char guest_name[] = "bench";
 
 /* The loops, as position-independent functions `void bench_NAME(uint32_t count, void *buffer)`, each with its own symbol
    and size, so that a script can lift one out of the ELF file and run it in a bare engine. Arguments: 32-bit on the stack
-   (4(%esp) and 8(%esp)), 64-bit in %edi and %rsi. The buffer has 8 KB and is page-aligned. They use the stack and call
+   (4(%esp) and 8(%esp)), 64-bit in %edi and %rsi. The buffer has 16 KB and is page-aligned. They use the stack and call
    nothing outside. One count is one operation:
      reg          8 register instructions         movs         rep movs of 4 KB, as dwords
      store, load  8 dwords in one cache line      lock         lock incl of the buffer's first dword
      call         call and return                 lock_shared  the same; the guest gives all CPUs the same buffer
      copy         one dword, load and store       flags        pushf and popf
+     matrix       product of 32x32 integers: what a program's loads look like, in C
    (each with the decrement and branch of its loop). */
 #ifdef __x86_64__
 #define BEGIN "mov %edi, %ecx; mov %rsi, %rdx;"
@@ -40,6 +41,21 @@ LOOP(lock, "", "lock incl (" P "dx)", "");
 LOOP(lock_shared, "", "lock incl (" P "dx)", "");
 LOOP(flags, "", "pushf; popf", "");
 
+#define SIDE 32
+struct matrices { uint32_t a[SIDE][SIDE], b[SIDE][SIDE], product[SIDE][SIDE]; };
+void bench_matrix(uint32_t count, void *buffer)
+{
+    struct matrices *m = buffer;
+    for (; count; count--)
+        for (uint32_t i = 0; i < SIDE; i++)
+            for (uint32_t j = 0; j < SIDE; j++) {
+                uint32_t sum = 0;
+                for (uint32_t k = 0; k < SIDE; k++)
+                    sum += m->a[i][k] * m->b[k][j];
+                m->product[i][j] = sum;
+            }
+}
+
 static const struct loop {
     const char *name;
     void (*run)(uint32_t count, void *buffer);
@@ -50,9 +66,10 @@ static const struct loop {
     { "load", bench_load, 8000000, OWN },          { "call", bench_call, 10000000, OWN },
     { "copy", bench_copy, 10000000, OWN },         { "movs", bench_movs, 10000, OWN },
     { "lock", bench_lock, 8000000, COUNTED },      { "lock_shared", bench_lock_shared, 3000000, SHARED },
-    { "flags", bench_flags, 2000000, OWN },
+    { "flags", bench_flags, 2000000, OWN },        { "matrix", bench_matrix, 400, OWN },
 };
 
+enum { BUFFER_PAGES = 4 };
 static struct { uint8_t *buffer; uint64_t began, ended; } __attribute__((aligned(64))) of[MAX_CPUS];
 static uint8_t *shared;
 static struct { const struct loop *loop; uint32_t count, cpus; struct barrier gate; } now;
@@ -105,9 +122,9 @@ static bool wanted(const char *name)
 /* ops= is what all CPUs did together, each the same count; cycles= is from the first start to the last end. */
 void guest_main(void)
 {
-    shared = alloc_pages(2);
+    shared = alloc_pages(BUFFER_PAGES);
     for (uint32_t i = 0; i < ncpus; i++)
-        of[i].buffer = alloc_pages(2);
+        of[i].buffer = alloc_pages(BUFFER_PAGES);
     uint32_t lines = 0;
     for (uint32_t i = 0; i < array_size(loops); i++) {
         if (!wanted(loops[i].name))

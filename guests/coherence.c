@@ -736,5 +736,5 @@ void guest_main(void)
     if (option_is("only", "own"))
         own_code();
     check(!total_stale, "%u of %u runs were stale%s", total_stale, total_runs, summary);
-    pass("%u runs on %u CPUs, none stale", total_runs, ncpus);
+    pass("%u runs on %u CPU%s, none stale", total_runs, ncpus, ncpus == 1 ? "" : "s");
 }

@@ -908,7 +908,7 @@ void guest_main(void)
                traps_seen[0] - before);
     }
     if (option("df"))
-        pass("double faults only, %u on each of %u CPUs", traps_seen[0], ncpus);
+        pass("double faults only, %u on each of %u CPU%s", traps_seen[0], ncpus, ncpus == 1 ? "" : "s");
     for (uint32_t round = 0; round < scale; round++) {
         if (option_is("only", "int")) {
             uint32_t before = traps_seen[0];
@@ -949,5 +949,5 @@ void guest_main(void)
         asm volatile("lidt %0; int3" : : "m"(nothing));
         fail("a triple fault had no effect");
     }
-    pass("%u traps on each of %u CPUs, all as they should be", traps_seen[0], ncpus);
+    pass("%u traps on each of %u CPU%s, all as they should be", traps_seen[0], ncpus, ncpus == 1 ? "" : "s");
 }

@@ -10,7 +10,7 @@ from perf.samples import Quantity, Samples
 from perf.stats import Spread
 
 FASTER_THAN_STOCK = 8.0
-ON_LOOPS = ("store", "load", "call")
+ON_LOOPS = ("store", "load", "call", "matrix")
 FASTER_THAN_QEMU = 1.0
 OF_LINEAR = 0.95
 """All vCPUs at once, each on a free core: 1.9 times one vCPU for two."""

@@ -12,6 +12,7 @@ TITLES = {
     "lock": "lock inc, each its own line",
     "lock_shared": "lock inc, all the same line",
     "flags": "push and pop flags",
+    "matrix": "memory loads in a matrix product",
 }
 
 

@@ -25,7 +25,7 @@ WARM_UP = 64
 """As in bench.c: this part of the count is run before, so that translation is not in the figure."""
 
 PAGE = 0x1000
-BUFFER, BUFFER_SIZE = 0x400000, 2 * PAGE
+BUFFER, BUFFER_SIZE = 0x400000, 4 * PAGE
 STACK, STACK_SIZE = 0x500000, 4 * PAGE
 RETURN = 0x600000
 """The address at which a run ends; nothing is executed there."""

@@ -7,6 +7,7 @@ UART tells the Guest that the line is busy when too much of it waits.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -29,6 +30,8 @@ CAPTURE_MAX = 64 << 20
 """How much of what the Guest printed `Exit.console` has: the newest."""
 TRIM = 1 << 20
 CHUNK = 4096
+CLOSED = (errno.EPIPE, errno.ECONNRESET, errno.EIO)
+"""What a write fails with when the reader of a pipe, a socket or a terminal is gone."""
 
 
 class ConsoleClosedError(Exception):
@@ -39,6 +42,10 @@ class ConsoleClosedError(Exception):
         self.signum = signum
 
 
+class ConsoleFailedError(Exception):
+    """The console cannot be written: the disk is full, for example; `str()` says why."""
+
+
 class Output(Protocol):
     """Where console bytes go."""
 
@@ -46,7 +53,7 @@ class Output(Protocol):
         """One byte from the UART; buffered, never raises."""
 
     def flush(self) -> None:
-        """Pass on what can be passed on without waiting; raises ConsoleClosedError."""
+        """Pass on what can be passed on without waiting; raises Console…Error."""
 
     def backlog(self) -> int:
         """Bytes still waiting."""
@@ -155,7 +162,9 @@ class FdOutput:
                 return
             except OSError as error:
                 self._buffer.clear()
-                raise ConsoleClosedError(self._closed_signal) from error
+                if error.errno in CLOSED:
+                    raise ConsoleClosedError(self._closed_signal) from error
+                raise ConsoleFailedError(error.strerror) from error
             del self._buffer[:written]
 
     def _writable(self) -> bool:
@@ -173,7 +182,7 @@ class FdOutput:
 
     def drain(self, deadline: float) -> int:
         """Wait for the reader until `deadline` (time.monotonic seconds); bytes given up."""
-        with contextlib.suppress(ConsoleClosedError):
+        with contextlib.suppress(ConsoleClosedError, ConsoleFailedError):
             self.flush()
             while self._buffer and (left := deadline - time.monotonic()) > 0:
                 poll = select.poll()
@@ -198,11 +207,30 @@ class Input:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.ended = False
-        mode = os.fstat(fd).st_mode
-        self.pollable = not stat.S_ISREG(mode)
+        self._given_back = b""
+        found = os.fstat(fd)
+        self._file = found.st_dev, found.st_ino
+        self._pollable = not stat.S_ISREG(found.st_mode)
+
+    @property
+    def at_once(self) -> bool:
+        """Whether `read()` may be called without waiting for the descriptor."""
+        return bool(self._given_back) or not self._pollable
+
+    def give_back(self, data: bytes) -> None:
+        """The Guest was restarted before it read this: the next one begins with it."""
+        self._given_back = data + self._given_back
+        self.ended = False
+
+    def same_file(self, other: Input) -> bool:
+        """Whether both read the same pipe, terminal or file."""
+        return (self.fd, self._file) == (other.fd, other._file)
 
     def read(self, limit: int) -> bytes:
         """At most `limit` bytes; call it when the descriptor is readable.  Empty at the end."""
+        if self._given_back:
+            data, self._given_back = self._given_back[:limit], self._given_back[limit:]
+            return data
         try:
             data = os.read(self.fd, limit)
         except (BlockingIOError, InterruptedError):
@@ -216,17 +244,28 @@ class Input:
         return data
 
 
+_stdin: Input | None = None  # the process's: over a restart it has what was given back
+
+
 def stdin_input(fd: int = 0) -> Input | None:
     """Standard input when it can speak: a terminal in whose foreground we are, a pipe, a file."""
+    global _stdin
+    if not _can_speak(fd):
+        return None
+    found = Input(fd)
+    if _stdin is None or not _stdin.same_file(found):
+        _stdin = found
+    return _stdin
+
+
+def _can_speak(fd: int) -> bool:
     try:
         mode = os.fstat(fd).st_mode
         if os.isatty(fd):
-            return Input(fd) if os.tcgetpgrp(fd) == os.getpgrp() else None
+            return os.tcgetpgrp(fd) == os.getpgrp()
     except OSError:
-        return None
-    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISREG(mode):
-        return Input(fd)
-    return None
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISREG(mode)
 
 
 @contextmanager

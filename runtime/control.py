@@ -57,6 +57,15 @@ class Verdict:
     text: str
 
 
+def _state_size(switcher: Any) -> int:
+    return int(switcher.lib.smp_cpu_state_size()) if switcher.is_patched else 0
+
+
+def control_size(switcher: Any, vcpus: int, ram_size: int) -> int:
+    """Bytes of a machine's control block."""
+    return int(switcher.lib.smp_control_size(vcpus, ram_size, _state_size(switcher)))
+
+
 class ControlBlock:
     """The control block of one machine, owned by the Host."""
 
@@ -67,8 +76,8 @@ class ControlBlock:
         self._ffi = switcher.ffi
         self.vcpus = vcpus
         self.ram_size = ram_size
-        state_size = self._lib.smp_cpu_state_size() if switcher.is_patched else 0
-        size = int(self._lib.smp_control_size(vcpus, ram_size, state_size))
+        state_size = _state_size(switcher)
+        size = control_size(switcher, vcpus, ram_size)
         self._block = SharedBlock(size, "control block")
         self._buffer = self._ffi.from_buffer(self._block.map)
         self.pointer: Any = self._ffi.cast("struct smp_control *", self._buffer)
@@ -125,6 +134,13 @@ class ControlBlock:
         """`paused`, `running`, `halted`, `in_host`, `stopped` or `crashed`."""
         names: dict[int, str] = self._ffi.typeof("enum smp_state").elements
         return names[int(self.vcpu(index).state)].removeprefix("SMP_").lower()
+
+    def doing(self, index: int) -> str:
+        """What the Guest had this vCPU do: `running`, `halted` or `waiting for SIPI`."""
+        page = self.vcpu(index)
+        if page.lapic.wait_sipi:
+            return "waiting for SIPI"
+        return "halted" if page.halted else "running"
 
     def mark_crashed(self, index: int) -> None:
         """For a worker that can no longer speak."""

@@ -1,8 +1,7 @@
 """How a machine ended: the reason, the exit status it means, and what was counted.
 
 The reasons are `enum smp_dead` of control.h; their names come from that
-declaration, their meaning for a shell is fixed here (DESIGN.md, "The command
-line").
+declaration, their meaning for a shell is fixed here.
 """
 
 from __future__ import annotations
@@ -67,6 +66,11 @@ class Registers:
         """The instruction pointer."""
         return self.values["rip"]
 
+    @property
+    def where(self) -> str:
+        """CS:RIP."""
+        return f"{self.values['cs']:04x}:{self.rip:#x}"
+
     def lines(self) -> list[str]:
         """A readable dump, four registers a line."""
         items = [f"{name:>6}=0x{value:x}" for name, value in self.values.items()]
@@ -78,11 +82,12 @@ class Exit:
     """What `Machine.run()` returns.
 
     `code` is the debug-exit value or a signal number, `text` one sentence,
-    `vcpu` the vCPU that decided (None: nobody's), `console` what the Guest
-    printed when the console was captured, `counters` one dict a vCPU,
-    `registers` one set a vCPU (None where the engine cannot tell), `results`
-    what the user's hooks returned, by vCPU, `locks` the Big Lock's times by
-    call site.  Times in seconds.
+    `vcpu` the vCPU that decided or asked for it (None: nobody's), `console` what
+    the Guest printed when the console was captured, `counters` one dict a vCPU,
+    `registers` one set a vCPU (None where the engine cannot tell), `doings` what
+    each vCPU was at (`running`, `halted`, `waiting for SIPI`), `results` what the
+    user's hooks returned, by vCPU, `locks` the Big Lock's times by call site.
+    Times in seconds.  docs/stats.md explains the counters.
     """
 
     reason: Reason
@@ -93,6 +98,7 @@ class Exit:
     console: bytes = b""
     counters: tuple[dict[str, int], ...] = ()
     registers: tuple[Registers | None, ...] = ()
+    doings: tuple[str, ...] = ()
     results: dict[int, Any] = field(default_factory=dict)
     locks: dict[str, dict[str, int]] = field(default_factory=dict)
     wall_seconds: float = 0.0
@@ -105,8 +111,16 @@ class Exit:
             return None
         return self.registers[self.vcpu]
 
+    def vcpu_lines(self) -> list[str]:
+        """Where each vCPU stood at the end, a line each."""
+        places = [regs and f" at {regs.where}" for regs in self.registers]
+        return [
+            f"vCPU {index}: {doing}{place or ''}"
+            for index, (doing, place) in enumerate(zip(self.doings, places, strict=True))
+        ]
+
     def as_dict(self) -> dict[str, Any]:
-        """For `--stats`: plain JSON types, without the console and the hooks' results."""
+        """For `--stats` (docs/stats.md): plain JSON types, without console and hooks' results."""
         return {
             "reason": self.reason.value,
             "status": self.status,
@@ -116,8 +130,10 @@ class Exit:
             "wall_seconds": self.wall_seconds,
             "cpu_seconds": self.cpu_seconds,
             "vcpus": [
-                {"index": index, "counters": counters}
-                for index, counters in enumerate(self.counters)
+                {"index": index, "doing": doing, "counters": counters}
+                for index, (doing, counters) in enumerate(
+                    zip(self.doings, self.counters, strict=True)
+                )
             ],
             "big_lock": self.locks,
         }

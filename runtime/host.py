@@ -12,7 +12,6 @@ import contextlib
 import os
 import selectors
 import signal
-import socket
 import threading
 import time
 from collections import deque
@@ -23,7 +22,15 @@ from typing import Any
 
 from runtime import nursery
 from runtime.biglock import BigLock, Site
-from runtime.console import BUSY_ABOVE, FREE_BELOW, ConsoleClosedError, FdOutput, Input, Output
+from runtime.console import (
+    BUSY_ABOVE,
+    FREE_BELOW,
+    ConsoleClosedError,
+    ConsoleFailedError,
+    FdOutput,
+    Input,
+    Output,
+)
 from runtime.control import ControlBlock
 from runtime.errors import HostError
 from runtime.exits import Reason
@@ -36,7 +43,7 @@ END_SECONDS = 1.0
 RESULT_SECONDS = 30.0
 """How long what the hooks returned may compute once the Guest is dead; then SIGKILL."""
 START_SECONDS = 60.0
-"""How long workers have to become ready (a loaded machine, not a normal one)."""
+"""How long workers have to become ready, users' hooks included (on a loaded host)."""
 FLUSH_SECONDS = 1.0
 """How long a slow reader of the console is waited for at the end."""
 
@@ -61,17 +68,20 @@ class Host:
         self._machine = machine
         self._doorbells = doorbells
         self._console = console
-        self._source = source
+        self._source = source  # while it has more
+        self._sender = source
         self._log = log
         self._lock = BigLock(control.switcher, control.pointer, Site.BUS)
         self._posted = self._ffi.new("struct smp_posted *")
-        self._selector = selectors.DefaultSelector()
         self._orders: deque[Handler] = deque()  # from other threads, see call()
         self._order_lock = threading.RLock()  # re-entrant: signal handlers call wake()
         self._closed = False
+        self._hurried = False
         self._line_busy = False
         self._console_failed = False
-        with nursery.no_births():
+        self.console_failure = ""  # in a sentence
+        with nursery.opening("what the Host waits with"):
+            self._selector = selectors.DefaultSelector()
             nursery.adopt(self._selector.fileno())
             self._bell = nursery.adopt(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
             self._ready = nursery.adopt(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
@@ -107,7 +117,10 @@ class Host:
         with self._woken_by_signals():
             while self._ready_count < len(self.workers) and not self._control.is_dead:
                 if not self._round(deadline):
-                    raise HostError("the vCPU workers did not start in time")
+                    raise HostError(
+                        f"the vCPU workers did not start in {START_SECONDS:g} seconds: "
+                        "a hook that does not return, or a host that is far too busy"
+                    )
 
     def run(self, deadline: float | None) -> None:
         """The loop, until the Guest is dead (at `deadline`, time.monotonic seconds, we kill it)."""
@@ -136,6 +149,8 @@ class Host:
             self._flush_console()
         except Exception:  # a device of ours, or the user's console function
             self._log.exception("the Host failed while the machine ended")
+        if self._sender is not None and self._control.verdict().reason is Reason.RESTART:
+            self._sender.give_back(self._machine.console.take_unread())
         if isinstance(self._console, FdOutput):
             lost = self._console.drain(time.monotonic() + FLUSH_SECONDS)
             if lost:
@@ -145,11 +160,18 @@ class Host:
         """Until when (time.monotonic seconds) the end that began at `began` waits for it."""
         if worker.reported_at is not None:
             return max(began, worker.reported_at) + END_SECONDS
-        stopped = self._control.state(worker.index) == "stopped"
-        return began + (RESULT_SECONDS if stopped else END_SECONDS)
+        return began + (RESULT_SECONDS if self._computes(worker) else END_SECONDS)
+
+    def _computes(self, worker: Worker) -> bool:
+        """Whether it computes results that somebody waits for."""
+        return not self._hurried and self._control.state(worker.index) == "stopped"
+
+    def hurry(self) -> None:
+        """From now on nobody waits for what hooks compute."""
+        self._hurried = True
 
     def _put_down(self, worker: Worker) -> None:
-        if worker.reported_at is None and self._control.state(worker.index) == "stopped":
+        if worker.reported_at is None and self._computes(worker):
             self._log.error(
                 f"what vCPU {worker.index}'s hooks returned did not compute their results "
                 f"in {RESULT_SECONDS:g} seconds"
@@ -186,27 +208,22 @@ class Host:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        receive, send = socket.socketpair()
-        with receive, send:
-            receive.setblocking(False)
-            send.setblocking(False)
-            fds = (receive.fileno(), send.fileno())
-            for fd in fds:
-                nursery.adopt(fd)
-            before = signal.set_wakeup_fd(send.fileno(), warn_on_full_buffer=False)
-            self._register(receive.fileno(), partial(self._on_signal, receive))
-            try:
-                yield
-            finally:
-                self._selector.unregister(receive.fileno())
-                signal.set_wakeup_fd(before)
-                for fd in fds:
-                    nursery.disown(fd)
+        with nursery.opening("a pipe for signals"):
+            receive, send = map(nursery.adopt, os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
+        before = signal.set_wakeup_fd(send, warn_on_full_buffer=False)
+        self._register(receive, partial(self._on_signal, receive))
+        try:
+            yield
+        finally:
+            self._selector.unregister(receive)
+            signal.set_wakeup_fd(before)
+            for fd in (receive, send):
+                nursery.close_fd(fd)
 
     @staticmethod
-    def _on_signal(receive: socket.socket) -> None:
+    def _on_signal(receive: int) -> None:
         with contextlib.suppress(BlockingIOError):
-            receive.recv(4096)
+            os.read(receive, 4096)
 
     # From other threads ---------------------------------------------------------
 
@@ -311,9 +328,15 @@ class Host:
     # Console ----------------------------------------------------------------------
 
     def send(self, data: bytes) -> None:
-        """Console input from the Python API, in the loop."""
+        """Console input from the Python API, in the loop; says what finds no room."""
+        room = self._machine.console.input_room
         with self._lock:
-            self._machine.console.receive(data)
+            self._machine.console.receive(data[:room])
+        if len(data) > room:
+            self._log.warning(
+                "console input lost: the guest did not read what came before",
+                bytes=len(data) - room,
+            )
 
     def _unwatch_source(self) -> None:
         if self._source is not None:
@@ -335,7 +358,7 @@ class Host:
     def _move_console(self) -> None:
         """After a round: output on its way, and the watches as the backlogs want them."""
         if self._source is not None and not self._control.is_dead:
-            if not self._source.pollable:
+            if self._source.at_once:
                 self._read_source()
             else:
                 room = self._machine.console.input_room > 0
@@ -361,6 +384,9 @@ class Host:
             self._control.kill(
                 Reason.INTERRUPTED, "nobody reads the console any more", code=closed.signum
             )
+        except ConsoleFailedError as failed:
+            self.console_failure = f"the console cannot be written: {failed}"
+            self._control.kill(Reason.HOST, self.console_failure)
         self._console_failed = False
 
     def _want(self, fd: int, events: int, handler: Handler, *, wanted: bool) -> None:

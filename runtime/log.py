@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 from typing import Any, TextIO, cast
-
-import structlog
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -25,9 +22,48 @@ class _Stderr:
             sys.stderr.flush()
 
 
-def make_log(level: str = "warning") -> Any:
-    """A logger of its own (no process-wide configuration) that writes lines to stderr."""
-    number = getattr(logging, level.upper())
+class Log:
+    """Writes lines to stderr.
+
+    structlog comes with the first of them: importing it takes longer than starting a machine.
+    """
+
+    def __init__(self, level: str) -> None:
+        self._least = LEVELS.index(level)
+        self._lines: Any = None
+
+    def debug(self, event: str, **values: object) -> None:
+        """For who looks into the machinery."""
+        self._say("debug", event, values)
+
+    def info(self, event: str, **values: object) -> None:
+        """What a user may like to know."""
+        self._say("info", event, values)
+
+    def warning(self, event: str, **values: object) -> None:
+        """Something was lost, and it goes on."""
+        self._say("warning", event, values)
+
+    def error(self, event: str, **values: object) -> None:
+        """Why the machine ends, or a part of it does not work."""
+        self._say("error", event, values)
+
+    def exception(self, event: str, **values: object) -> None:
+        """An error, with the traceback of the exception that is handled now."""
+        self._say("error", event, values | {"exc_info": True})
+
+    def _say(self, level: str, event: str, values: dict[str, object]) -> None:
+        if LEVELS.index(level) < self._least:
+            return
+        if self._lines is None:
+            self._lines = _lines()
+        getattr(self._lines, level)(event, **values)
+
+
+def _lines() -> Any:
+    """structlog's logger: one of its own, no process-wide configuration."""
+    import structlog
+
     return structlog.wrap_logger(
         structlog.WriteLogger(cast("TextIO", _Stderr())),
         processors=[
@@ -35,7 +71,7 @@ def make_log(level: str = "warning") -> Any:
             structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
+        wrapper_class=structlog.make_filtering_bound_logger(0),
         context_class=dict,
         cache_logger_on_first_use=True,
     ).bind()

@@ -20,7 +20,7 @@ from runtime import nursery
 from runtime.afraid import refuse_inside_ourselves
 from runtime.biglock import BigLock, Site
 from runtime.console import Callback, Capture, FdOutput, Input, Output
-from runtime.control import ControlBlock, sample_clock
+from runtime.control import ControlBlock, control_size, sample_clock
 from runtime.errors import HostError, SmpError, UserError
 from runtime.exits import Exit, Reason, Registers
 from runtime.host import Host
@@ -28,13 +28,13 @@ from runtime.lguest.loader import load_lguest, looks_like_lguest
 from runtime.lguest.machine import LguestMachine, block_size
 from runtime.loader import Boot, Start, load
 from runtime.loader.image import read_image
-from runtime.log import make_log
-from runtime.memory import DmaRam, GuestRam, SharedBlock, sweep_leftovers
+from runtime.log import Log
+from runtime.memory import DmaRam, GuestRam, SharedBlock, check_room, sweep_leftovers
 from runtime.notify import Doorbells
 from runtime.pc import PcMachine
 from runtime.platform import Platform
 from runtime.report import log_traces, make_exit
-from runtime.sizes import check_ram_size, format_size, parse_size
+from runtime.sizes import DEFAULT_MEMORY, check_ram_size, format_size, parse_size
 from runtime.workers import Worker
 from switcher import binding
 from vcpu.engine import preload
@@ -48,6 +48,13 @@ STDOUT = 1
 MODE_32 = 32
 
 
+def _whole(name: str, value: int) -> int:
+    """`value`, which a program without types may have given as anything."""
+    if not isinstance(value, int):
+        raise UserError(f"{name}={value!r} is not a whole number")
+    return value
+
+
 class Machine:
     """One machine and its Guest.
 
@@ -56,8 +63,10 @@ class Machine:
     bytes; `source` feeds the console's input.  `on_vcpu(uc, index)`, and
     `hooks[i](uc, i)` for one vCPU, run in that vCPU's process before it starts
     and may attach Unicorn's own hooks; what they return (called first if it is
-    callable) comes back as `Exit.results[i]`.  Once the Guest is dead the
-    callables have 30 seconds (`runtime.host.RESULT_SECONDS`): a vCPU that is not
+    callable) comes back as `Exit.results[i]`.  A hook on IN (UC_HOOK_INSN with
+    UC_X86_INS_IN) takes the device's place: what it returns is what the Guest
+    reads.  Once the Guest is dead the callables have 30 seconds
+    (`runtime.host.RESULT_SECONDS`), after `interrupt()` one: a vCPU that is not
     done by then has no entry in `results`, and the log says so.
 
     Used as a context manager; entering builds it and starts the workers,
@@ -70,7 +79,7 @@ class Machine:
         kernel: str | Path,
         *,
         vcpus: int = 1,
-        memory: int | str = "64M",
+        memory: int | str = DEFAULT_MEMORY,
         machine: str | None = None,
         devices: tuple[Any, ...] = (),
         append: str = "",
@@ -81,8 +90,8 @@ class Machine:
         hooks: Mapping[int, Hook] | None = None,
         log: Any = None,
     ) -> None:
-        self.vcpus = vcpus
-        self.ram_size = parse_size(memory) if isinstance(memory, str) else memory
+        self.vcpus = _whole("vcpus", vcpus)
+        self.ram_size = parse_size(memory) if isinstance(memory, str) else _whole("memory", memory)
         self._kernel = Path(kernel)
         self._machine_wish = machine
         self._devices = devices
@@ -92,7 +101,7 @@ class Machine:
         self._source = source
         self._on_vcpu = on_vcpu
         self._hooks = dict(hooks or {})
-        self._log = log if log is not None else make_log()
+        self._log = log if log is not None else Log("warning")
         self._stack = ExitStack()
         # Guards the three below against close() in another thread, or in ourselves
         # when a signal handler calls interrupt().
@@ -104,6 +113,9 @@ class Machine:
         self._interrupted: int | None = None
         self._console: Output = Capture()
         self._block: SharedBlock | None = None
+        self._what = ""  # this machine in a line
+        self._end: Exit | None = None
+        self._runner: int | None = None  # the thread in run()
         self._started_at = 0.0
         self._host_cpu = 0.0
 
@@ -130,6 +142,7 @@ class Machine:
         self._abandon()
 
     def _build(self) -> None:
+        self._end = None
         switcher = self._load_switcher()
         self._check_wishes(switcher)
         sample_clock(switcher)
@@ -138,6 +151,10 @@ class Machine:
         is_lguest = self._kind == LguestMachine.name
         whole = block_size(self.ram_size) if is_lguest else self.ram_size
         with nursery.no_births():
+            check_room(
+                whole + control_size(switcher, self.vcpus, whole),
+                f"a machine with {format_size(self.ram_size)} of memory",
+            )
             self._block = block = SharedBlock(whole, "guest memory")
             self._stack.callback(block.close)
             control = ControlBlock(switcher, self.vcpus, whole)
@@ -176,8 +193,8 @@ class Machine:
         with self._guard:
             self._host = host
         self._start_workers(switcher, control, host, ram_pointer, platform.fds)
-        self._log.info(
-            f"{platform.name} machine (guessed from the image): {start.kind} kernel, "
+        self._what = (
+            f"{platform.name} machine: {start.kind} kernel, "
             f"{self.vcpus} vCPU{'s' if self.vcpus > 1 else ''}, {format_size(self.ram_size)}"
         )
 
@@ -309,6 +326,7 @@ class Machine:
         try:
             if control is not None and host is not None:
                 control.kill(Reason.STOPPED, "the machine was closed")
+                host.hurry()
                 host.end()
         finally:
             self._stack.close()
@@ -329,14 +347,18 @@ class Machine:
     # Run --------------------------------------------------------------------------
 
     def run(self, timeout: float | None = None) -> Exit:
-        """Let the Guest run until it ends, at most `timeout` seconds."""
+        """Let the Guest run until it ends, at most `timeout` seconds; the same Exit if it has."""
+        if self._end is not None:
+            return self._end
         control, host = self._control, self._host
         if control is None or host is None:
             raise HostError("the machine is not built; use it as a context manager")
         deadline = None if timeout is None else time.monotonic() + timeout
+        self._runner = threading.get_ident()
         try:
             self._kill_interrupted()
             self.resume()
+            self._log.info(self._what)  # the log's first line takes a while: the Guest runs already
             host.run(deadline)
         except Exception as error:  # a device of ours failed: the Guest ends, with our traceback
             control.kill(Reason.HOST, f"the Host failed: {type(error).__name__}: {error}")
@@ -345,10 +367,17 @@ class Machine:
             control.kill(Reason.STOPPED, "the caller was interrupted")
             raise
         host.end()
+        self._runner = None
         log_traces(control, host.workers, self._log)
-        console = self._captured()
-        wall = time.monotonic() - self._started_at
-        return make_exit(control, host.workers, console, wall, time.thread_time() - self._host_cpu)
+        self._end = make_exit(
+            control,
+            host.workers,
+            self._captured(),
+            host.console_failure,
+            time.monotonic() - self._started_at,
+            time.thread_time() - self._host_cpu,
+        )
+        return self._end
 
     def _captured(self) -> bytes:
         if not isinstance(self._console, Capture):
@@ -363,11 +392,17 @@ class Machine:
     # From other threads and signal handlers ------------------------------------------
 
     def pause(self) -> None:
-        """Every vCPU stands still, acknowledged; raises HostError (and kills) if one does not."""
+        """Every vCPU stands still, acknowledged; raises HostError (and kills) if one does not.
+
+        Raises UserError, without harm, in the thread that runs the machine (in a console
+        function): a vCPU that waits for that thread would never stand still.
+        """
         with self._guard:
             control = self._control
             if control is None:
                 return
+            if self._runner == threading.get_ident():
+                raise UserError("pause() cannot be called in the thread that runs the machine")
             self._ask_pause(control, on=True)
             self._visitors += 1
         try:
@@ -415,6 +450,8 @@ class Machine:
         if self._control is not None and self._interrupted is not None:
             text = f"interrupted by signal {self._interrupted}"
             self._control.kill(Reason.INTERRUPTED, text, code=self._interrupted)
+            if self._host is not None:
+                self._host.hurry()
 
     def _kill_from_outside(self, reason: Reason, text: str, code: int) -> None:
         with self._guard:
@@ -424,7 +461,11 @@ class Machine:
                     self._host.wake()
 
     def send(self, data: bytes) -> None:
-        """Type `data` on the console; at most what `WAITING_MAX` allows at once."""
+        """Type `data` on the console.
+
+        At most 4096 bytes (`runtime.devices.uart.WAITING_MAX`) wait for the Guest to read
+        them: what is more is lost, and the log says so.
+        """
         with self._guard:
             host = self._host
             if host is not None:

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import mmap
 import os
-import secrets
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import posix_ipc
 
 from runtime.errors import HostError, UserError
-from runtime.sizes import format_size
+from runtime.sizes import MIB, align_up, format_size
 
 PREFIX = "smpguest"
 SHM_DIR = Path("/dev/shm")  # where Linux keeps POSIX shared memory
@@ -67,10 +66,19 @@ def _free_bytes() -> int | None:
 
 def _full(what: str, size: int) -> UserError:
     free = _free_bytes()
-    left = "" if free is None else f" ({format_size(free // 1024 * 1024)} free)"
+    # Rounded apart: what is free never reads as enough.
+    left = "" if free is None else f", where {free // MIB}M are free"
     return UserError(
-        f"/dev/shm has no room for {format_size(size)} of {what}{left}; try a smaller --memory"
+        f"{what} needs {align_up(size + FREE_MARGIN, MIB) // MIB}M of {SHM_DIR}{left}; "
+        "try a smaller --memory or, in a container, a larger /dev/shm (docker run --shm-size=1g)"
     )
+
+
+def check_room(size: int, what: str) -> None:
+    """Raises UserError when /dev/shm cannot hold `size` bytes more; `what` begins the sentence."""
+    free = _free_bytes()
+    if free is not None and free < size + FREE_MARGIN:
+        raise _full(what, size)
 
 
 class SharedBlock:
@@ -79,10 +87,8 @@ class SharedBlock:
     def __init__(self, size: int, what: str) -> None:
         """Raises UserError when /dev/shm cannot hold it; `what` names it in that sentence."""
         self.size = size
-        free = _free_bytes()
-        if free is not None and free < size + FREE_MARGIN:
-            raise _full(what, size)
-        name = f"/{PREFIX}-{os.getpid()}-{secrets.token_hex(6)}"
+        check_room(size, what)
+        name = f"/{PREFIX}-{os.getpid()}-{os.urandom(6).hex()}"
         try:
             shm = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
         except OSError as error:
@@ -174,7 +180,7 @@ class DmaRam(GuestRam):
         return super().read(address, length)
 
     def write(self, address: int, data: bytes | memoryview) -> None:
-        """Device DMA: coherent with every engine's translations (ENGINE.md, coherence rule 6)."""
+        """Device DMA: coherent with every engine's translations (see `smp_dma_write`)."""
         with self._lock:
             self._check_open()
             if self._inside(address, len(data)):

@@ -32,7 +32,7 @@ class Doorbells:
         `kind` is an `enum smp_request_kind`, 0 for a NOTIFY.  Raises HostError
         when the address is taken or the table is full.
         """
-        with nursery.no_births():
+        with nursery.opening("a doorbell"):
             fd = nursery.adopt(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         result = self._lib.smp_bind(self._control, kind, address, fd)
         if result != 0:

@@ -14,18 +14,24 @@ side thread are forked by a thread of our own that lives as long as the process.
 from __future__ import annotations
 
 import os
-import queue
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from runtime.errors import HostError
+
+if TYPE_CHECKING:  # slow to import, and only machines of side threads need them
+    from concurrent.futures import Future
+    from queue import SimpleQueue
+
+    Orders = SimpleQueue[tuple[Callable[[], None], Future[None]]]
 
 # Owner of these words: this module.  Process-wide on purpose: a fork copies the
 # whole process, not one machine.
 _births = threading.RLock()
 _private_fds: set[int] = set()
-_thread: threading.Thread | None = None
-_orders: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
+_nurse: tuple[threading.Thread, Orders] | None = None
 
 
 @contextmanager
@@ -33,6 +39,16 @@ def no_births() -> Iterator[None]:
     """While inside, no other thread forks a worker: descriptors can be opened and registered."""
     with _births:
         yield
+
+
+@contextmanager
+def opening(what: str) -> Iterator[None]:
+    """As no_births(), around what opens descriptors; raises HostError when the system refuses."""
+    with no_births():
+        try:
+            yield
+        except OSError as error:
+            raise HostError(f"the system refuses {what}: {error.strerror}") from error
 
 
 def adopt(fd: int) -> int:
@@ -65,9 +81,9 @@ def close_private_fds(keep: frozenset[int]) -> None:
     _private_fds.clear()
 
 
-def _serve() -> None:
+def _serve(orders: Orders) -> None:
     while True:
-        order, done = _orders.get()
+        order, done = orders.get()
         try:
             with _births:
                 order()
@@ -79,15 +95,22 @@ def _serve() -> None:
 
 def fork(order: Callable[[], None]) -> None:
     """Run `order` (which forks) with births excluded, in a thread that outlives the machine."""
-    global _thread  # one nursery a process
+    global _nurse  # one a process
     if threading.current_thread() is threading.main_thread():
         with _births:
             order()
         return
+    from concurrent.futures import Future
+    from queue import SimpleQueue
+
     with _births:
-        if _thread is None or not _thread.is_alive():
-            _thread = threading.Thread(target=_serve, name="smp-nursery", daemon=True)
-            _thread.start()
+        if _nurse is None or not _nurse[0].is_alive():
+            orders: Orders = SimpleQueue()
+            thread = threading.Thread(
+                target=_serve, args=(orders,), name="smp-nursery", daemon=True
+            )
+            thread.start()
+            _nurse = thread, orders
     done: Future[None] = Future()
-    _orders.put((order, done))
+    _nurse[1].put((order, done))
     done.result()

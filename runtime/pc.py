@@ -29,6 +29,8 @@ class PcMachine:
         self, control: ControlBlock, ram_size: int, transmit: Callable[[int], None]
     ) -> None:
         lib: Any = control.switcher.lib
+        self.asker: int | None = None
+        """The vCPU whose access the Host answers: it asked for the end, if that comes of it."""
 
         def deliver(destination: int, logical: bool, mode: int, vector: int, level: bool) -> int:
             return int(
@@ -37,17 +39,20 @@ class PcMachine:
                 )
             )
 
+        def want_taker(wanted: bool) -> None:
+            lib.smp_want_taker(control.pointer, int(wanted))
+
         def leave(value: int) -> None:
-            control.kill(Reason.DEBUG_EXIT, f"debug exit with {value:#x}", code=value)
+            control.kill(Reason.DEBUG_EXIT, f"debug exit with {value:#x}", self.asker, value)
 
         def restart() -> None:
-            control.kill(Reason.RESTART, "the Guest asked for a restart")
+            control.kill(Reason.RESTART, "the Guest asked for a restart", self.asker)
 
         def power_off() -> None:
-            control.kill(Reason.POWEROFF, "the Guest powered off")
+            control.kill(Reason.POWEROFF, "the Guest powered off", self.asker)
 
         self.bus = bus = Bus(control)
-        self.ioapic = ioapic.IoApic(deliver, mptable.ioapic_id(control.vcpus))
+        self.ioapic = ioapic.IoApic(deliver, want_taker, mptable.ioapic_id(control.vcpus))
         self.uart = uart.Uart(
             transmit,
             isa_line(self.ioapic, SERIAL_IRQ),
@@ -74,9 +79,10 @@ class PcMachine:
         self._lib = lib
         self._lock = BigLock(control.switcher, control.pointer, Site.BUS)
 
-    def answer(self, _vcpu: int, kind: int, address: int, size: int, data: int) -> int:
+    def answer(self, vcpu: int, kind: int, address: int, size: int, data: int) -> int:
         """Port I/O or MMIO that a vCPU waits for."""
         lib, bus = self._lib, self.bus
+        self.asker = vcpu
         with self._lock:
             if kind == lib.SMP_REQ_PIO_READ:
                 return bus.pio_read(address, size)
@@ -89,11 +95,13 @@ class PcMachine:
         return 0
 
     def post(self, kind: int, address: int, size: int, data: int) -> None:
-        """A port write or an EOI that nobody waits for; the caller has the Big Lock."""
+        """What nobody waits for; the caller has the Big Lock."""
         if kind == self._lib.SMP_POST_PIO_WRITE:
             self.bus.pio_write(address, size, data)
-        else:
+        elif kind == self._lib.SMP_POST_EOI:
             self.ioapic.eoi(address)
+        else:
+            self.ioapic.retry()
 
     def finish(self) -> None:
         """Nothing of it runs by itself."""

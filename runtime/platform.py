@@ -15,6 +15,9 @@ class ConsolePort(Protocol):
     def receive(self, data: bytes) -> None:
         """Bytes for the Guest."""
 
+    def take_unread(self) -> bytes:
+        """All input that the Guest has not read; it is the caller's again."""
+
     def set_line_busy(self, busy: bool) -> None:
         """Whoever reads the console does not keep up: take nothing more from the Guest."""
 

@@ -9,10 +9,15 @@ from runtime.control import ControlBlock, Verdict
 from runtime.exits import Exit, Reason, exit_status
 from runtime.workers import Worker
 
+GOOD_ENDS = (Reason.POWEROFF, Reason.DEBUG_EXIT, Reason.RESTART)
 
-def final_verdict(control: ControlBlock) -> Verdict:
-    """The verdict; an exception in a user's hook stops the Guest before its worker can say so."""
+
+def final_verdict(control: ControlBlock, console_failure: str) -> Verdict:
+    """The verdict, but what went wrong too late to decide it counts more than a good end."""
     verdict = control.verdict()
+    if console_failure and verdict.reason in GOOD_ENDS:
+        return Verdict(Reason.HOST, None, 0, console_failure)
+    # An exception in a user's hook stops the Guest before its worker can say so.
     if verdict.reason is Reason.STOPPED and verdict.vcpu is not None:
         words = control.last_error(verdict.vcpu)
         if words:
@@ -24,11 +29,12 @@ def make_exit(
     control: ControlBlock,
     workers: Iterable[Worker],
     console: bytes,
+    console_failure: str,
     wall_seconds: float,
     host_seconds: float,
 ) -> Exit:
     """Everything that `Machine.run()` returns."""
-    verdict = final_verdict(control)
+    verdict = final_verdict(control, console_failure)
     results: dict[int, Any] = {}
     seconds = {"host": host_seconds}
     for worker in workers:
@@ -48,6 +54,7 @@ def make_exit(
         console=console,
         counters=tuple(control.counters(index) for index in range(control.vcpus)),
         registers=tuple(control.registers(index) for index in range(control.vcpus)),
+        doings=tuple(control.doing(index) for index in range(control.vcpus)),
         results=results,
         locks=control.locks(),
         wall_seconds=wall_seconds,

@@ -9,6 +9,8 @@ KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 
+DEFAULT_MEMORY = "48M"
+"""Enough for every guest here; fits, with a control block, a container's /dev/shm of 64 MB."""
 RAM_MIN = 2 * MIB
 RAM_MAX = 3 * GIB
 """Above lie the IOAPIC, the local APICs and the firmware; RAM beyond 4 GiB is not built yet."""
@@ -34,7 +36,7 @@ def format_size(size: int) -> str:
     for unit, factor in (("G", GIB), ("M", MIB), ("K", KIB)):
         if size and size % factor == 0:
             return f"{size // factor}{unit}"
-    return str(size)
+    return "1 byte" if size == 1 else f"{size} bytes"
 
 
 def check_ram_size(size: int) -> None:

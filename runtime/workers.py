@@ -9,10 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import dill  # type: ignore[import-untyped]  # what multiprocess pickles with
-import multiprocess
-
-from runtime import nursery
+from runtime import closures, nursery
 from runtime.errors import HostError
 from vcpu import worker
 
@@ -43,7 +40,7 @@ class Worker:
                 os.set_blocking(receive, False)
                 nursery.adopt(receive)
                 self.report_fd = receive
-                process = multiprocess.get_context("fork").Process(
+                process = closures.fork_context.Process(
                     target=worker.main,
                     args=(make_setup(send),),
                     name=f"smpguest-vcpu{self.index}",
@@ -69,7 +66,9 @@ class Worker:
             nursery.fork(order)
         except OSError as error:
             self.bury()
-            raise HostError(f"vCPU {self.index}'s worker cannot be started: {error}") from error
+            raise HostError(
+                f"vCPU {self.index}'s worker cannot be started: {error.strerror}"
+            ) from error
 
     @property
     def started(self) -> bool:
@@ -117,14 +116,13 @@ class Worker:
         if not self._message:
             return None
         try:
-            message = dill.loads(bytes(self._message))
+            message = closures.loads(bytes(self._message))
         except Exception:  # cut off by its death, or a class that cannot be rebuilt here
             return None
         return message if isinstance(message, worker.Report) else None
 
     def ended_how(self) -> str | None:
         """`was killed by SIGKILL`, `ended with status 1`, or None while it lives."""
-        self._process.join(0)
         code = self._process.exitcode
         if code is None:
             return None

@@ -1,8 +1,8 @@
 """The Switcher's C functions, as Python sees them.
 
-`switcher/native/control.h` is the only declaration of the shared layout and of the functions: it
-is read here once and handed to cffi.  `load()` opens the library that has the functions and, when
-that is the patched engine, makes the official Unicorn binding use the very same library.
+`switcher/native/control.h` is the only declaration of the shared layout and of the functions:
+`switcher/declared.py` has it read by cffi.  `load()` opens the library that has the functions and,
+when that is the patched engine, makes the official Unicorn binding use the very same library.
 
     from switcher import binding
     b = binding.load()                       # before `import unicorn`
@@ -13,19 +13,20 @@ that is the patched engine, makes the official Unicorn binding use the very same
 from __future__ import annotations
 
 import os
-import re
 import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cffi import FFI
+from switcher.declared import Declared, parse, read_module
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = ROOT / "switcher" / "native" / "control.h"
 ENGINE = ROOT / "build" / "engine" / "current" / "libunicorn.so.2"
 NATIVE = ROOT / "build" / "native" / "current" / "libswitcher.so"
+DECLARED = NATIVE.with_name("control.py")
+"""HEADER as the native build made it ready for cffi (switcher/declared.py)."""
 
 #: Which engine to use: a path to a libunicorn.so.2, or `stock` for the wheel's own (one vCPU only).
 ENGINE_VARIABLE = "SMPGUEST_ENGINE"
@@ -33,38 +34,19 @@ ENGINE_VARIABLE = "SMPGUEST_ENGINE"
 #: Set: do not ask for the engine's proof.  For the test that runs engines known to be broken.
 UNPROVED_VARIABLE = "SMPGUEST_UNPROVED"
 
-_DEFINE = re.compile(r"^\s*#\s*define\s+(\w+)\s+(0x[0-9a-fA-F]+|\d+)\b")
-
 
 class BindingError(RuntimeError):
     """The Switcher cannot be loaded; the message is one sentence for the user."""
 
 
-def declarations(header: str) -> str:
-    """The header as cffi wants it: no preprocessor lines but plain integer #defines."""
-    kept = []
-    for line in header.splitlines():
-        if not line.lstrip().startswith("#"):
-            kept.append(line)
-        elif match := _DEFINE.match(line):
-            kept.append(f"#define {match[1]} {int(match[2], 0)}")
-    return "\n".join(kept)
+def _declared() -> Declared:
+    header = HEADER.read_text()
+    return read_module(header, DECLARED) or parse(header)
 
 
-def _constants(ffi: FFI, cdef: str) -> dict[str, int]:
-    """Every #define and enumerator of the header: reading them needs no library of ours."""
-    anything = ffi.dlopen(None)
-    names = re.findall(r"^#define (\w+)", cdef, re.M)
-    without_comments = re.sub(r"/\*.*?\*/", "", cdef, flags=re.S)
-    for body in re.findall(r"\benum\b[^{;]*\{([^}]*)\}", without_comments):
-        names += re.findall(r"\b(SMP_\w+)\b", body)
-    return {name: getattr(anything, name) for name in names}
-
-
-_cdef = declarations(HEADER.read_text())
-ffi: Any = FFI()
-ffi.cdef(_cdef)
-constants: dict[str, int] = _constants(ffi, _cdef)
+_it = _declared()
+ffi: Any = _it.ffi
+constants: dict[str, int] = _it.constants
 
 
 @dataclass(frozen=True)
@@ -79,6 +61,8 @@ class Binding:
 
 
 _loaded: Binding | None = None
+_opened: dict[str, Any] = {}
+"""Kept: cffi closes a library with its last user, though functions of it may still be at hand."""
 _verdict: str | None = None
 _proving = threading.Lock()
 
@@ -129,7 +113,10 @@ def open_native(path: Path = NATIVE) -> Any:
         raise BindingError(
             "the native library is not built: run `make demo` or `python -m switcher.native.build`"
         )
-    return ffi.dlopen(os.fspath(path.resolve()))
+    name = os.fspath(path.resolve())
+    if name not in _opened:
+        _opened[name] = ffi.dlopen(name)
+    return _opened[name]
 
 
 def _load_stock() -> Binding:
@@ -158,7 +145,7 @@ def _load_patched(path: Path) -> Binding:
     try:
         lib = ffi.dlopen(os.fspath(path))
         _ = lib.smp_control_init
-    except (OSError, AttributeError) as problem:
+    except Exception as problem:  # cffi has several kinds for a function that is not there
         raise BindingError(f"{path} is no engine of ours: {problem}") from None
     return Binding(ffi, lib, path, path, True)
 

@@ -38,7 +38,10 @@ class Engine:
             address = int(ffi.cast("uintptr_t", ram))
             self.uc.mem_map_ptr(0, ram_size, unicorn.UC_PROT_ALL, address)
         except unicorn.UcError as error:
-            raise HostError(f"the engine cannot be opened: {error}") from error
+            why = str(error)
+            if error.errno == unicorn.UC_ERR_RESOURCE:
+                why = f"there is no room for {TRANSLATIONS >> 20}M of translated code"
+            raise HostError(f"the engine cannot be opened: {why}") from error
         self.handle = ffi.cast("void *", self.uc._uch.value)
         self._run = lib.smp_run
         result = lib.smp_engine_attach(self.handle)

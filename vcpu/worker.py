@@ -21,16 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dill  # type: ignore[import-untyped]  # what multiprocess pickles with: carries closures
-
-from runtime import nursery
+from runtime import closures, nursery
 from runtime.control import clip
-from runtime.errors import SmpError
+from runtime.errors import HostError, SmpError
 from vcpu.cpu import VCpu
 from vcpu.engine import Engine
 from vcpu.guest import run_guest
 from vcpu.lguest.cpu import LguestCpu
-from vcpu.stock import StockEngine
 
 PR_SET_PDEATHSIG = 1
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -70,15 +67,19 @@ def main(setup: Setup) -> None:
     """The worker from birth to death; its exit status is 0 or STATUS_FAILED."""
     result: Any = None
     trace = ""
+    failed = True
     try:
         _become_worker(setup)
         finish = _start(setup)
         result = finish()
+        failed = False
+    except SmpError as error:  # what the system or the engine refused: the sentence says all
+        _last_words(setup, error)
     except BaseException as error:  # every death leaves last words
         trace = "".join(traceback.format_exception(error))
         _last_words(setup, error)
     _report(setup, result, trace)
-    if trace:
+    if failed:
         sys.exit(STATUS_FAILED)
 
 
@@ -93,7 +94,10 @@ def _become_worker(setup: Setup) -> None:
         os._exit(STATUS_FAILED)  # it died before the line above: nobody is left to tell
     take_cores(setup.index, int(setup.control.vcpus))
     nursery.close_private_fds(setup.keep_fds)
-    _drop_memory_fds()
+    try:
+        _drop_memory_fds()
+    except OSError as error:
+        raise HostError(f"descriptors cannot be put in order: {error.strerror}") from error
 
 
 def take_cores(index: int, vcpus: int) -> None:
@@ -127,12 +131,12 @@ def _start(setup: Setup) -> Callable[[], Any]:
     lib = setup.switcher.lib
     page = lib.smp_vcpu(setup.control, setup.index)
     page.pid = os.getpid()
-    kind = Engine if setup.switcher.is_patched else StockEngine
+    kind = Engine if setup.switcher.is_patched else _stock_engine()
     engine = kind(setup.switcher, setup.control, setup.ram, setup.ram_size, setup.index)
     outcomes = [hook(engine.uc, setup.index) for hook in setup.hooks]
     timer = lib.smp_timer_start(setup.control, setup.index)
     if timer < 0:
-        raise OSError(-timer, "the local APIC timer cannot be started")
+        raise HostError(f"the local APIC timer cannot be started: {os.strerror(-timer)}")
     cpu = _make_cpu(setup, engine)
     os.eventfd_write(setup.ready_fd, 1)
     try:
@@ -151,6 +155,12 @@ def _make_cpu(setup: Setup, engine: Any) -> VCpu:
     return VCpu(*common)
 
 
+def _stock_engine() -> Any:
+    from vcpu.stock import StockEngine  # only here: importing it is not for free
+
+    return StockEngine
+
+
 def _last_words(setup: Setup, error: BaseException) -> None:
     """Into the control block, and the Guest is dead: a machine does not go on without a CPU."""
     lib = setup.switcher.lib
@@ -166,9 +176,9 @@ def _report(setup: Setup, result: Any, trace: str) -> None:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     seconds = usage.ru_utime + usage.ru_stime
     try:
-        message = dill.dumps(Report(result, seconds, trace))
+        message = closures.dumps(Report(result, seconds, trace))
     except Exception as error:  # whatever the user's objects raise
-        message = dill.dumps(
+        message = closures.dumps(
             Report(None, seconds, trace or f"a hook's result cannot be sent: {error}")
         )
     with contextlib.suppress(OSError):  # the Host has stopped listening

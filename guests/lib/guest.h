@@ -27,7 +27,7 @@ struct cpu {
     volatile uint32_t sleeping;                 /* see sleep_until() */
     volatile uint32_t naps;                     /* how often sleep_until() really halted */
     bool timer_taken;                           /* the guest uses this CPU's timer: the library keeps off */
-    char line[257];                             /* printf collects one line here */
+    char line[257];                             /* printf collects one line here, or a piece of a longer one */
     uint32_t line_length;
 };
 
@@ -166,6 +166,7 @@ bool option_is(const char *name, const char *text);     /* name=text there, or n
 extern uint32_t scale;                                  /* scale=N, 1 by default: multiplies the rounds */
 
 /* ---- output and verdict (print.c) ---- */
+/* Of any length; another CPU's line can come between the pieces of 256 characters of a longer one. */
 int printf(const char *format, ...) __attribute__((format(printf, 1, 2)));
 int vsnprintf(char *out, size_t size, const char *format, va_list args);
 int snprintf(char *out, size_t size, const char *format, ...) __attribute__((format(printf, 3, 4)));

@@ -6,11 +6,14 @@ static volatile uint32_t over;                          /* somebody already spea
 
 /* ---- formatting: %d %i %u %x %X %p %s %c %% with - 0 width .precision(for %s) l ll z ---- */
 
-struct out { char *to; size_t size, length; };
+/* Where the characters go: to a function if there is one, else to a string of limited size. */
+struct out { void (*put)(char c); char *to; size_t size, length; };
 
 static void out_char(struct out *o, char c)
 {
-    if (o->length + 1 < o->size)
+    if (o->put)
+        o->put(c);
+    else if (o->length + 1 < o->size)
         o->to[o->length] = c;
     o->length++;
 }
@@ -27,12 +30,11 @@ static size_t digits_of(char *end, uint64_t v, uint32_t base, bool capital)
     return (size_t)(end - p);
 }
 
-int vsnprintf(char *to, size_t size, const char *f, va_list args)
+static void format_out(struct out *o, const char *f, va_list args)
 {
-    struct out o = { to, size, 0 };
     for (; *f; f++) {
         if (*f != '%') {
-            out_char(&o, *f);
+            out_char(o, *f);
             continue;
         }
         bool left = false, zero = false;
@@ -97,18 +99,24 @@ int vsnprintf(char *to, size_t size, const char *f, va_list args)
         int fill = width - (int)length - negative;
         if (!left && !zero)
             while (fill-- > 0)
-                out_char(&o, ' ');
+                out_char(o, ' ');
         if (negative)
-            out_char(&o, '-');
+            out_char(o, '-');
         if (!left && zero)
             while (fill-- > 0)
-                out_char(&o, '0');
+                out_char(o, '0');
         for (size_t i = 0; i < length; i++)
-            out_char(&o, text[i]);
+            out_char(o, text[i]);
         if (left)
             while (fill-- > 0)
-                out_char(&o, ' ');
+                out_char(o, ' ');
     }
+}
+
+int vsnprintf(char *to, size_t size, const char *format, va_list args)
+{
+    struct out o = { .to = to, .size = size };
+    format_out(&o, format, args);
     if (size)
         to[o.length < size ? o.length : size - 1] = 0;
     return (int)o.length;
@@ -123,29 +131,54 @@ int snprintf(char *to, size_t size, const char *format, ...)
     return n;
 }
 
-/* Lines of several CPUs never mix: each collects its own line and prints it whole, under the lock. */
+/* Lines of several CPUs never mix: each collects its own line and prints it whole, under the lock. A line that is
+   longer than that room comes in pieces. */
+static void line_char(char c)
+{
+    struct cpu *cpu = this_cpu();
+    cpu->line[cpu->line_length++] = c;
+    if (c != '\n' && cpu->line_length < sizeof cpu->line - 1)
+        return;
+    cpu->line[cpu->line_length] = 0;
+    lock(&console);
+    put_text(cpu->line, cpu->line_length);
+    unlock(&console);
+    cpu->line_length = 0;
+}
+
 int printf(const char *format, ...)
 {
-    char text[256];
+    struct out o = { .put = line_char };
     va_list args;
     va_start(args, format);
-    int n = vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-
     reg_t flags = irq_save();
-    struct cpu *c = this_cpu();
-    for (const char *p = text; *p; p++) {
-        c->line[c->line_length++] = *p;
-        if (*p == '\n' || c->line_length == sizeof c->line - 1) {
-            c->line[c->line_length] = 0;
-            lock(&console);
-            put_text(c->line, c->line_length);
-            unlock(&console);
-            c->line_length = 0;
-        }
-    }
+    format_out(&o, format, args);
     irq_restore(flags);
-    return n;
+    va_end(args);
+    return (int)o.length;
+}
+
+/* The verdict, in pieces as well; by one CPU, which has the console. */
+static char verdict[256];
+static uint32_t verdict_length;
+
+static void verdict_char(char c)
+{
+    verdict[verdict_length++] = c;
+    if (c == '\n' || verdict_length == sizeof verdict - 1) {
+        verdict[verdict_length] = 0;
+        put_text(verdict, verdict_length);
+        verdict_length = 0;
+    }
+}
+
+static void verdict_out(const char *format, ...)
+{
+    struct out o = { .put = verdict_char };
+    va_list args;
+    va_start(args, format);
+    format_out(&o, format, args);
+    va_end(args);
 }
 
 static _Noreturn void last_word(bool passed, const char *format, va_list args)
@@ -154,12 +187,21 @@ static _Noreturn void last_word(bool passed, const char *format, va_list args)
     while (__atomic_exchange_n(&over, 1, __ATOMIC_SEQ_CST))
         for (;;)                                        /* another CPU was first; its end_guest() ends us too */
             stand_still();
-    char text[256], line[400];
-    vsnprintf(text, sizeof text, format, args);
-    int n = snprintf(line, sizeof line, "%s: %s (%s)\n", guest_name, passed ? "PASS" : "FAIL", text);
     for (uint32_t i = 0; i < 10000000 && !try_lock(&console); i++)
         pause();                                        /* the holder may be the one that is stuck: speak anyway */
-    put_text(line, (size_t)n < sizeof line ? (size_t)n : sizeof line - 1);
+    char line[400];                                     /* as much as a machine can take with the end */
+    va_list again;
+    va_copy(again, args);
+    int n = snprintf(line, sizeof line, "%s: %s (", guest_name, passed ? "PASS" : "FAIL");
+    vsnprintf(line + n, sizeof line - (size_t)n - 1, format, again);
+    va_end(again);
+    n = (int)strlen(line);
+    line[n] = ')';
+    line[n + 1] = 0;
+    verdict_out("%s: %s (", guest_name, passed ? "PASS" : "FAIL");
+    struct out o = { .put = verdict_char };
+    format_out(&o, format, args);
+    verdict_out(")\n");
     end_guest(passed, line);
 }
 

@@ -1,8 +1,9 @@
 """The I/O APIC (Intel 82093AA data sheet; SDM vol. 3, 11.6 for the messages it sends).
 
 24 pins, edge and level with remote IRR.  An edge on a masked pin is ignored;
-a level pin that is still asserted when its EOI arrives is delivered again.
-EOIs come from the local APICs through the posted ring.
+a level pin that is still asserted when its EOI arrives is delivered again, and
+one that nobody took when some local APIC changes.  Both come from the local
+APICs through the posted ring.
 """
 
 from __future__ import annotations
@@ -29,15 +30,21 @@ DELIVER_FIXED, DELIVER_LOWEST, DELIVER_SMI, DELIVER_EXTINT = 0, 1, 2, 7
 
 Deliver = Callable[[int, bool, int, int, bool], int]
 """`(destination, logical, delivery mode, vector, level)` → how many vCPUs took it."""
+WantTaker = Callable[[bool], None]
+"""Did nobody take a level interrupt?  After True `retry()` is called when somebody might."""
 
 
 class IoApic:
-    """The one I/O APIC of the machine; `deliver` is the Switcher's `smp_deliver`."""
+    """The one I/O APIC of the machine.
+
+    `deliver` is the Switcher's `smp_deliver`, `want_taker` its `smp_want_taker`.
+    """
 
     width = 4
 
-    def __init__(self, deliver: Deliver, apic_id: int = 0) -> None:
+    def __init__(self, deliver: Deliver, want_taker: WantTaker, apic_id: int = 0) -> None:
         self._deliver = deliver
+        self._want_taker = want_taker
         self._id = apic_id << 24
         self._select = 0
         self._entries = [MASKED] * PINS
@@ -75,11 +82,25 @@ class IoApic:
                 self._entries[pin] &= ~REMOTE_IRR
                 self._service_level(pin)
 
+    def retry(self) -> None:
+        """A local APIC has changed: what nobody took may find somebody now."""
+        self._want_taker(False)
+        for pin, entry in enumerate(self._entries):
+            if entry & LEVEL:
+                self._service_level(pin)
+
     def _service_level(self, pin: int) -> None:
         entry = self._entries[pin]
         if not self._lines[pin] or entry & (MASKED | REMOTE_IRR):
             return
-        if self._send(pin) and entry >> 8 & 7 in (DELIVER_FIXED, DELIVER_LOWEST):
+        if entry >> 8 & 7 not in (DELIVER_FIXED, DELIVER_LOWEST):
+            self._send(pin)
+            return
+        taken = self._send(pin)
+        if not taken:
+            self._want_taker(True)
+            taken = self._send(pin)  # to one that changed before it could know
+        if taken:
             self._entries[pin] |= REMOTE_IRR
 
     def _send(self, pin: int) -> int:
@@ -111,8 +132,8 @@ class IoApic:
         entry = self._entries[pin]
         if high:
             self._entries[pin] = entry & 0xFFFFFFFF | (value & 0xFF000000) << 32
-            return
-        kept = entry & READ_ONLY if value & LEVEL else 0  # edge: remote IRR means nothing and falls
-        self._entries[pin] = entry & ~0xFFFFFFFF | value & WRITABLE_LOW | kept
-        if value & LEVEL:
+        else:
+            kept = entry & READ_ONLY if value & LEVEL else 0  # edge: no remote IRR, it falls
+            self._entries[pin] = entry & ~0xFFFFFFFF | value & WRITABLE_LOW | kept
+        if self._entries[pin] & LEVEL:
             self._service_level(pin)

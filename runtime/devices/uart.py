@@ -92,6 +92,14 @@ class Uart:
         self._feed()
         self._update()
 
+    def take_unread(self) -> bytes:
+        """All input that the Guest has not read; it is the caller's again."""
+        self._give_back()
+        unread = bytes(self._waiting)
+        self._waiting.clear()
+        self._update()
+        return unread
+
     def set_line_busy(self, busy: bool) -> None:
         """Back-pressure: while busy THRE and TEMT are clear, so a polite guest waits."""
         if busy == self._line_busy:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from runtime.loader.image import Boot, Image, Layout
+from runtime.loader.image import FIRMWARE_END, Boot, Image, Layout
+from runtime.sizes import RAM_MAX
 
 CLASS_32, CLASS_64 = 1, 2
 DATA_LITTLE = 1
@@ -32,6 +33,15 @@ class Segment:
     physical: int
     file_size: int
     memory_size: int
+
+
+def _advice(segment: Segment) -> str:
+    """How to link a kernel whose segment cannot lie where it is to lie."""
+    if segment.physical >= RAM_MAX:
+        return "what counts is its physical address (p_paddr), which AT() sets in a linker script"
+    if segment.offset == 0 and segment.physical < FIRMWARE_END:
+        return "it holds the ELF headers, which `ld -n` (`gcc -Wl,-n`) leaves out"
+    return ""
 
 
 class Elf:
@@ -100,7 +110,9 @@ class Elf:
         if layout is None:
             layout = Layout(self.image, boot.ram_size)
         for index, segment in enumerate(self.segments):
-            layout.claim(segment.physical, segment.memory_size, f"segment {index}")
+            layout.claim(
+                segment.physical, segment.memory_size, f"segment {index}", _advice(segment)
+            )
         for segment in self.segments:
             boot.write(
                 segment.physical,

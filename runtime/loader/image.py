@@ -105,19 +105,22 @@ class Layout:
     taken: list[tuple[int, int, str]] = field(default_factory=list)
     firmware: tuple[tuple[int, int], ...] = FIRMWARE
 
-    def claim(self, start: int, size: int, what: str) -> None:
-        """Reserve `[start, start + size)`; raises UserError when that cannot be."""
+    def claim(self, start: int, size: int, what: str, advice: str = "") -> None:
+        """Reserve `[start, start + size)`; raises UserError, with `advice`, when that cannot be."""
         end = start + size
         if size == 0:
             return
         if end > self.ram_size:
             raise self.image.error(
                 f"does not fit in RAM: {what} ends at {end:#x}, RAM at {self.ram_size:#x}; "
-                "try a larger --memory"
+                f"{advice or 'try a larger --memory'}"
             )
         for low, high in self.firmware:
             if start < high and low < end:
-                raise self.image.error(f"overwrites firmware data: {what} at {start:#x}..{end:#x}")
+                raise self.image.error(
+                    f"overwrites firmware data: {what} at {start:#x}..{end:#x}"
+                    f"{advice and '; ' + advice}"
+                )
         for low, high, other in self.taken:
             if start < high and low < end:
                 raise self.image.error(

@@ -77,6 +77,13 @@ class ConsoleDevice:
             self._waiting += data
         self._kick(INPUT)
 
+    def take_unread(self) -> bytes:
+        """All input that the Guest has not read; it is the caller's again."""
+        with self._lock:
+            unread = bytes(self._waiting)
+            self._waiting.clear()
+        return unread
+
     def set_line_busy(self, busy: bool) -> None:
         """Back-pressure: while busy no output is handed over.  In the Host's loop."""
         with self._lock:

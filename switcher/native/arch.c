@@ -20,17 +20,25 @@ static struct smp_engine *engine(CPUX86State *env)
     return env->uc->smp;
 }
 
-/* Pending interrupts may have changed by our own doing (EOI, TPR, acknowledge): tell the loop. */
-void smp_reconsider(struct smp_engine *s)
+/* What the local APIC has for us now is what the engine's loop sees; true: an interrupt. */
+bool smp_look_at_lapic(struct smp_engine *s)
 {
     CPUState *cpu = s->uc->cpu;
 
-    if (smp_lapic_pending(s->control, s->index) >= 0) {
-        cpu->interrupt_request |= CPU_INTERRUPT_HARD;
-        s->force = 1;
-        __atomic_store_n(&cpu_neg(cpu)->icount_decr.u16.high, -1, __ATOMIC_SEQ_CST);
-    } else {
+    if (smp_lapic_pending(s->control, s->index) < 0) {
         cpu->interrupt_request &= ~CPU_INTERRUPT_HARD; /* a raised TPR, a disabled APIC */
+        return false;
+    }
+    cpu->interrupt_request |= CPU_INTERRUPT_HARD;
+    return true;
+}
+
+/* In the middle of a block, by our own doing (EOI, TPR): the loop shall come to it. */
+void smp_reconsider(struct smp_engine *s)
+{
+    if (smp_look_at_lapic(s)) {
+        s->force = 1;
+        __atomic_store_n(&cpu_neg(s->uc->cpu)->icount_decr.u16.high, -1, __ATOMIC_SEQ_CST);
     }
 }
 
@@ -43,9 +51,7 @@ int smp_ack_interrupt(CPUX86State *env)
         return LGUEST_HOST_VECTOR;
     }
     vector = smp_lapic_ack(s->control, s->index);
-    if (smp_lapic_pending(s->control, s->index) >= 0) {
-        s->uc->cpu->interrupt_request |= CPU_INTERRUPT_HARD;
-    }
+    smp_look_at_lapic(s);
     return vector;
 }
 
@@ -82,14 +88,26 @@ static void enter_kernel(CPUX86State *env, uint32_t selector, bool long_mode)
     cpu_x86_load_seg_cache(env, R_SS, selector + 8, 0, 0xffffffff, FLAT_DATA);
 }
 
-void smp_syscall(CPUX86State *env, int next_eip_addend, uintptr_t ra)
+/* The checks come before a user's hooks: what faults was not executed. */
+void smp_check_syscall(CPUX86State *env, uintptr_t ra)
+{
+    if (!(env->efer & MSR_EFER_SCE)) {
+        raise_exception_err_ra(env, EXCP06_ILLOP, 0, ra);
+    }
+}
+
+void smp_check_sysenter(CPUX86State *env, uintptr_t ra)
+{
+    if (env->sysenter_cs == 0) {
+        raise_exception_err_ra(env, EXCP0D_GPF, 0, ra);
+    }
+}
+
+void smp_syscall(CPUX86State *env, int next_eip_addend)
 {
     uint32_t selector = (env->star >> 32) & 0xffff;
     uint32_t flags = cpu_compute_eflags(env);
 
-    if (!(env->efer & MSR_EFER_SCE)) {
-        raise_exception_err_ra(env, EXCP06_ILLOP, 0, ra);
-    }
     if (env->hflags & HF_LMA_MASK) {
         target_ulong target = env->hflags & HF_CS64_MASK ? env->lstar : env->cstar;
 
@@ -107,13 +125,10 @@ void smp_syscall(CPUX86State *env, int next_eip_addend, uintptr_t ra)
     }
 }
 
-void smp_sysenter(CPUX86State *env, uintptr_t ra)
+void smp_sysenter(CPUX86State *env)
 {
     bool long_mode = env->hflags & HF_LMA_MASK;
 
-    if (env->sysenter_cs == 0) {
-        raise_exception_err_ra(env, EXCP0D_GPF, 0, ra);
-    }
     env->eflags &= ~(VM_MASK | IF_MASK | RF_MASK);
     enter_kernel(env, env->sysenter_cs, long_mode);
     env->regs[R_ESP] = long_mode ? env->sysenter_esp : (uint32_t)env->sysenter_esp;
@@ -237,6 +252,32 @@ bool smp_rdmsr(CPUX86State *env, uint32_t msr, uint64_t *value, uintptr_t ra)
     return false;
 }
 
+/* A deadline of the Guest's, whose TSC may be offset from the machine's, in the machine's: 1 when it
+ * is past, UINT64_MAX when it never comes. */
+static uint64_t machine_deadline(CPUX86State *env, uint64_t deadline)
+{
+    uint64_t now = smp_tsc(env), left = deadline - (now + env->tsc_offset);
+
+    return deadline <= now + env->tsc_offset ? 1 : now + left < now ? UINT64_MAX : now + left;
+}
+
+/* The TSC jumps; an armed deadline stays where it is, so its time moves (SDM 11.5.4.1). */
+static void shift_tsc(CPUX86State *env, uint64_t by)
+{
+    struct smp_engine *s = engine(env);
+    int fault = 0;
+    uint64_t deadline = smp_lapic_msr_read(s->control, s->index, MSR_TSC_DEADLINE_, &fault);
+
+    deadline += deadline ? env->tsc_offset : 0;
+    env->tsc_offset += by;
+    env->tsc_adjust += by;
+    if (deadline) {
+        deadline = machine_deadline(env, deadline);
+        smp_lapic_msr_write(s->control, s->index, MSR_TSC_DEADLINE_, deadline, &fault);
+        smp_reconsider(s);
+    }
+}
+
 bool smp_wrmsr(CPUX86State *env, uint32_t msr, uint64_t value, uintptr_t ra)
 {
     struct smp_engine *s = engine(env);
@@ -244,24 +285,14 @@ bool smp_wrmsr(CPUX86State *env, uint32_t msr, uint64_t value, uintptr_t ra)
 
     s->vcpu->counters.msr++;
     switch (msr) {
-    case MSR_IA32_TSC: {
-        uint64_t offset = value - smp_tsc(env);
-
-        env->tsc_adjust += offset - env->tsc_offset;
-        env->tsc_offset = offset;
+    case MSR_IA32_TSC:
+        shift_tsc(env, value - (smp_tsc(env) + env->tsc_offset));
         return true;
-    }
     case MSR_TSC_ADJUST_:
-        env->tsc_offset += value - env->tsc_adjust;
-        env->tsc_adjust = value;
+        shift_tsc(env, value - env->tsc_adjust);
         return true;
     case MSR_TSC_DEADLINE_:
-        if (value) { /* 0 disarms; the Guest's own time may be offset from ours, either way */
-            uint64_t now = smp_tsc(env);
-
-            value = value <= now + env->tsc_offset ? 1 : now + (value - (now + env->tsc_offset));
-            value = value < now && value != 1 ? UINT64_MAX : value;
-        }
+        value = value ? machine_deadline(env, value) : 0; /* 0 disarms */
         /* fall through */
     case MSR_IA32_APICBASE:
         smp_lapic_msr_write(s->control, s->index, msr, value, &fault);

@@ -2,19 +2,24 @@
 
     python -m switcher.native.build      prints the path of the library
 
-Used when the stock wheel runs a single vCPU, by the Host's own processes where no engine is
-needed, and by the unit tests.  In the patched engine the same files are part of libunicorn.
+Beside it goes control.h as a Python module, ready for cffi (switcher/declared.py).
+
+The library is used when the stock wheel runs a single vCPU, by the Host's own processes where no
+engine is needed, and by the unit tests.  In the patched engine the same files are part of
+libunicorn.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import py_compile
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from switcher import cached
+from switcher import cached, declared
 
 BUILD = cached.ROOT / "build" / "native"
 SOURCES = ("control.c", "biglock.c", "mailbox.c", "bus.c", "lapic.c",
@@ -32,14 +37,19 @@ def build(quiet: bool = False, defines: tuple[str, ...] = ()) -> Path:
         cached.digest_files({path.name: path.read_bytes() for path in sources + headers}),
         " ".join(flags),
         cached.compiler_identity(),
+        Path(declared.__file__).read_bytes(),
+        importlib.metadata.version("cffi"),
     )
     library = BUILD / key / "libswitcher.so"
+    module = library.with_name("control.py")
     with cached.exclusive(BUILD, "the native library"):
         if not library.exists():
             if not quiet:
                 names = " ".join(path.name for path in sources)
                 print(f"== native library: {names}", file=sys.stderr, flush=True)
             _compile(sources, library, flags)
+        if not module.exists():
+            _declare(cached.NATIVE_SOURCES / "control.h", module)
         if not defines:
             cached.switch(BUILD / "current", key)
     return library
@@ -54,6 +64,15 @@ def _compile(sources: list[Path], library: Path, flags: tuple[str, ...]) -> None
             raise cached.BuildError(f"{' '.join(command)}\n{done.stderr}")
         sys.stderr.write(done.stderr)  # warnings
         cached.install(built, library)
+
+
+def _declare(header: Path, module: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=BUILD) as scratch:
+        built = Path(scratch) / module.name
+        declared.write_module(header.read_text(), built)
+        cached.install(built, module)
+    # Python does that by itself, unless it was told to write nothing.
+    py_compile.compile(str(module), doraise=True)
 
 
 def main() -> int:

@@ -112,6 +112,7 @@ static void drop_all_fast(struct smp_engine *s)
 
 /* ---- translating --------------------------------------------------------- */
 
+/* Without serving posts: a slow writer waits for nobody (coherence.c, "Why nobody waits for ever"). */
 static void wait_writers(struct smp_engine *s, uint64_t *word)
 {
     uint32_t turns = 0;
@@ -187,6 +188,11 @@ void smp_code_fetch(struct uc_struct *uc, const void *host, unsigned size)
             declare_granule(s, g);
         }
     }
+}
+
+void smp_translated(struct uc_struct *uc)
+{
+    uc->smp->vcpu->counters.tb_translated++;
 }
 
 /* Our last translation from the page at `ram_addr` is gone: give the code bit back. */

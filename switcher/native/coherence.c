@@ -46,8 +46,8 @@
  *    reads the other's), and E's last wait of T1 does not end before W's
  *    writers -= 1, which comes after S: E reads what S wrote.
  *
- * Why nobody waits for ever.  A slow write waits for nothing between += and -=
- * (so smp_dma_begin() .. smp_dma_end() must never span a blocking call).
+ * Why nobody waits for ever.  A slow write waits for nothing between += and -=:
+ * a vCPU's is one store, and the Host's is one memcpy (smp_dma_write).
  * A translator that waits in T2 serves WRITE_PROTECT posts meanwhile (they only
  * mark TLB entries), so two that wait for each other both go on.  A parked, halted
  * or Host-bound vCPU is outside the Guest (in_guest == 0).  All waits end when
@@ -141,7 +141,7 @@ static int in_ram(struct smp_control *c, uint64_t address, uint64_t len)
     return address <= c->ram_size && len <= c->ram_size - address;
 }
 
-int smp_dma_begin(struct smp_control *c, uint64_t address, uint64_t len)
+static int dma_begin(struct smp_control *c, uint64_t address, uint64_t len)
 {
     if (!in_ram(c, address, len)) {
         return -1;
@@ -157,7 +157,7 @@ int smp_dma_begin(struct smp_control *c, uint64_t address, uint64_t len)
     return 0;
 }
 
-void smp_dma_end(struct smp_control *c, uint64_t address, uint64_t len)
+static void dma_end(struct smp_control *c, uint64_t address, uint64_t len)
 {
     if (!len || !in_ram(c, address, len)) {
         return;
@@ -169,11 +169,11 @@ void smp_dma_end(struct smp_control *c, uint64_t address, uint64_t len)
 
 int smp_dma_write(struct smp_control *c, void *ram, uint64_t address, const void *data, uint64_t len)
 {
-    if (smp_dma_begin(c, address, len) < 0) {
+    if (dma_begin(c, address, len) < 0) {
         return -1;
     }
     memcpy((char *)ram + address, data, len);
-    smp_dma_end(c, address, len);
+    dma_end(c, address, len);
     return 0;
 }
 

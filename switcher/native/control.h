@@ -30,7 +30,7 @@
 #define SMP_LAPIC_BASE 0xfee00000
 #define SMP_IOAPIC_BASE 0xfec00000
 
-/* A vCPU's life (DESIGN.md): written by its worker, except that the Host
+/* A vCPU's life: written by its worker, except that the Host
  * writes CRASHED for a worker that can no longer speak. */
 enum smp_state {
     SMP_PAUSED,          /* born here; also between pause and resume */
@@ -82,7 +82,10 @@ enum smp_mailbox { SMP_MAIL_IDLE, SMP_MAIL_ASKED, SMP_MAIL_ANSWERED };
 #define SMP_PORT_SHADOW 4   /* reads are answered from port_shadow[] */
 
 /* Posted to the Host, in the order the vCPUs did it. */
-enum smp_posted_kind { SMP_POST_NONE, SMP_POST_PIO_WRITE, SMP_POST_EOI };
+enum smp_posted_kind {
+    SMP_POST_NONE, SMP_POST_PIO_WRITE, SMP_POST_EOI,
+    SMP_POST_TAKER             /* a local APIC may now take what nobody took: see smp_want_taker */
+};
 
 /* Delivery modes and destination of an interrupt message (SDM 11.6.1 ICR, 11.11 MSI). */
 enum smp_delivery {
@@ -101,7 +104,6 @@ enum smp_site {
 #define SMP_EVENT_SIPI 4
 #define SMP_EVENT_TIMER 8      /* the local APIC timer's host timer expired */
 #define SMP_EVENT_STOP 16      /* leave smp_run() and look at pause/signals */
-#define SMP_EVENT_LAPIC 32     /* re-evaluate pending interrupts (after EOI, TPR ...) */
 
 #define SMP_EVENT_IRQ 64       /* lguest: irqs_pending got a bit */
 #define SMP_EVENT_UP 128       /* lguest: this vCPU is to start */
@@ -167,7 +169,10 @@ struct smp_counters {
     uint64_t msr;
     uint64_t cpuid;
     uint64_t notify_eventfd;
-    uint64_t notify_launcher;
+    uint64_t notify_launcher;  /* lguest: NOTIFYs that no eventfd claimed */
+    uint64_t hypercalls;       /* lguest: synchronous ones */
+    uint64_t async_hypercalls; /* lguest: from the ring */
+    uint64_t reflected;        /* lguest: traps handed to the Guest's kernel by the Host */
     uint64_t exclusive;        /* split locks and the like run with all others parked */
     uint64_t parked;           /* times this vCPU was parked for another's */
     uint64_t tb_translated;
@@ -340,6 +345,7 @@ struct smp_control {
     uint32_t bindings_used;
     uint32_t mmio_ranges;
     uint32_t lowest_next;      /* round robin of lowest-priority delivery */
+    uint32_t taker_wanted;     /* [atomic] a level interrupt waits in the IOAPIC: nobody took it */
     uint32_t machine;          /* enum smp_machine */
     uint32_t pfn_limit;        /* lguest: pages at and above this one are nothing */
     uint32_t smp_wanted;       /* [atomic] lguest: SMP_INIT was called */
@@ -428,9 +434,6 @@ void smp_unbind(struct smp_control *c, uint32_t kind, uint64_t address);
 /* ---- coherence.c: code pages shared by several engines ------------------ */
 /* Host: write guest RAM so that no engine keeps a stale translation; 0, or -1 out of range. */
 int smp_dma_write(struct smp_control *c, void *ram, uint64_t address, const void *data, uint64_t len);
-/* The same around a write done elsewhere (a view of guest RAM). */
-int smp_dma_begin(struct smp_control *c, uint64_t address, uint64_t len);
-void smp_dma_end(struct smp_control *c, uint64_t address, uint64_t len);
 
 /* ---- lapic.c, ipi.c, lapic_timer.c ------------------------------------------------------------- */
 void smp_lapic_reset(struct smp_control *c, uint32_t vcpu, uint32_t power_on);
@@ -447,6 +450,9 @@ void smp_lapic_msr_write(struct smp_control *c, uint32_t vcpu, uint32_t msr, uin
 /* An interrupt message from a device (IOAPIC, MSI) or an IPI without shorthand; how many vCPUs took it. */
 int smp_deliver(struct smp_control *c, uint32_t destination, uint32_t logical, uint32_t delivery,
                 uint32_t vector, uint32_t level);
+/* Host: does a level interrupt wait for somebody to take it?  After 1 try again: a local APIC that changes
+ * from then on posts SMP_POST_TAKER, one that changed before did not know. */
+void smp_want_taker(struct smp_control *c, uint32_t wanted);
 /* Worker start-up: this thread's host timer for the local APIC timer; 0 or negative errno. */
 int smp_timer_start(struct smp_control *c, uint32_t vcpu);
 void smp_timer_stop(void);
@@ -490,8 +496,7 @@ void smp_engine_prepare(struct smp_control *c, void *ram, uint32_t vcpu);
 int smp_engine_attach(void *uc);                                /* after uc_mem_map_ptr; 0 or negative */
 int smp_run(void *uc);                                          /* enter the Guest; enum smp_exit */
 int smp_read_regs(struct smp_control *c, uint32_t vcpu, struct smp_regs *out);
-uint32_t smp_engine_version(void);
 /* Prove the loaded engine with two vCPUs (milliseconds): NULL, or why it may not run two in parallel.
- * Starts and joins two threads; not at the same time as anything else here. */
+ * Starts two threads and joins them, if kicks stop them; not at the same time as anything else here. */
 const char *smp_selftest(void);
 #endif

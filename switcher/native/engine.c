@@ -76,11 +76,7 @@ static void take_events(struct smp_engine *s)
         s->uc->cpu->interrupt_request |= CPU_INTERRUPT_NMI;
     }
     s->outer |= events & EVENTS_OUTER;
-    if (smp_lapic_pending(s->control, s->index) >= 0) {
-        s->uc->cpu->interrupt_request |= CPU_INTERRUPT_HARD;
-    } else {
-        s->uc->cpu->interrupt_request &= ~CPU_INTERRUPT_HARD;
-    }
+    smp_look_at_lapic(s);
 }
 
 /* Somebody needs the world to itself: step outside until it is done. */
@@ -415,23 +411,18 @@ static void lapic_write(struct uc_struct *uc, uint64_t offset, unsigned size, ui
     smp_after_wait(s); /* an EOI may have waited for room in the Host's ring */
 }
 
-struct window {
-    struct smp_engine *s;
-    uint64_t base;
-};
-
-static uint64_t window_read(struct uc_struct *uc, uint64_t offset, unsigned size, void *opaque)
+static uint64_t nobody_read(struct uc_struct *uc, uint64_t offset, unsigned size, void *opaque)
 {
-    struct window *w = opaque;
+    struct smp_nobody *w = opaque;
     uint64_t value = smp_mmio_read(w->s->control, w->s->index, w->base + offset, size);
 
     smp_after_wait(w->s);
     return value;
 }
 
-static void window_write(struct uc_struct *uc, uint64_t offset, unsigned size, uint64_t value, void *opaque)
+static void nobody_write(struct uc_struct *uc, uint64_t offset, unsigned size, uint64_t value, void *opaque)
 {
-    struct window *w = opaque;
+    struct smp_nobody *w = opaque;
 
     smp_mmio_write(w->s->control, w->s->index, w->base + offset, size, value);
     smp_after_wait(w->s);
@@ -439,13 +430,11 @@ static void window_write(struct uc_struct *uc, uint64_t offset, unsigned size, u
 
 /* Every physical address leads somewhere: an access the engine knows nothing about would stop it,
  * and a Guest fetching from nowhere shall read ones and get its #UD. */
-static int map_window(struct smp_engine *s, uint64_t base, uint64_t end)
+static int map_nobody(struct smp_engine *s, struct smp_nobody *w, uint64_t base, uint64_t end)
 {
-    struct window *w = g_new(struct window, 1);
-
     w->s = s;
     w->base = base;
-    if (uc_mmio_map(s->uc, base, end - base, window_read, w, window_write, w)) {
+    if (uc_mmio_map(s->uc, base, end - base, nobody_read, w, nobody_write, w)) {
         return -1;
     }
     s->uc->memory_mapping(s->uc, base)->perms = UC_PROT_ALL;
@@ -456,15 +445,15 @@ static int map_physical(struct smp_engine *s)
 {
     uint64_t lapic = SMP_LAPIC_BASE;
 
-    if (map_window(s, s->ram_size, lapic) ||
+    if (map_nobody(s, &s->below_lapic, s->ram_size, lapic) ||
         uc_mmio_map(s->uc, lapic, 4096, lapic_read, s, lapic_write, s)) {
         return -1;
     }
     s->uc->memory_mapping(s->uc, lapic)->perms = UC_PROT_ALL;
     if (!s->control->switcher_address) {
-        return map_window(s, lapic + 4096, PHYSICAL_END);
+        return map_nobody(s, &s->above_lapic, lapic + 4096, PHYSICAL_END);
     }
-    return map_window(s, lapic + 4096, SMP_SWITCHER_PHYSICAL) || smp_window_map(s);
+    return map_nobody(s, &s->above_lapic, lapic + 4096, SMP_SWITCHER_PHYSICAL) || smp_window_map(s);
 }
 
 /* ---- attach ---------------------------------------------------------------------------- */
@@ -472,11 +461,6 @@ static int map_physical(struct smp_engine *s)
 uint64_t smp_cpu_state_size(void)
 {
     return (sizeof(X86CPU) + 4095) & ~4095ull;
-}
-
-uint32_t smp_engine_version(void)
-{
-    return SMP_ABI;
 }
 
 void smp_engine_prepare(struct smp_control *c, void *ram, uint32_t vcpu)

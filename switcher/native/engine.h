@@ -15,6 +15,12 @@ struct uc_struct;
 struct CPUState;
 struct CPUX86State;
 
+/* A stretch of physical addresses that is not RAM; devices of the Host's may be in it. */
+struct smp_nobody {
+    struct smp_engine *s;
+    uint64_t base;
+};
+
 /* The private half of a vCPU: one per engine, never shared. */
 struct smp_engine {
     uint32_t write_locked;     /* a slow write holds the lock of `locked_page` */
@@ -37,6 +43,8 @@ struct smp_engine {
     uint32_t recent[3];        /* the last exceptions, newest last: the story of a triple fault */
     uint32_t pauses;
     uint32_t pauses_per_yield;
+    struct smp_nobody below_lapic;
+    struct smp_nobody above_lapic;
 };
 
 static inline bool smp_dead(const struct smp_engine *s)
@@ -60,9 +68,12 @@ void smp_spin_hint(struct CPUX86State *env);    /* PAUSE */
 
 /* ---- architecture that Unicorn left to hooks (arch.c) ---- */
 int smp_ack_interrupt(struct CPUX86State *env);
+bool smp_look_at_lapic(struct smp_engine *s);
 void smp_reconsider(struct smp_engine *s);    /* after the Guest touched its local APIC */
-void smp_syscall(struct CPUX86State *env, int next_eip_addend, uintptr_t ra);
-void smp_sysenter(struct CPUX86State *env, uintptr_t ra);
+void smp_check_syscall(struct CPUX86State *env, uintptr_t ra);
+void smp_check_sysenter(struct CPUX86State *env, uintptr_t ra);
+void smp_syscall(struct CPUX86State *env, int next_eip_addend);
+void smp_sysenter(struct CPUX86State *env);
 void smp_cpuid(struct CPUX86State *env, uint32_t leaf, uint32_t subleaf, uint32_t *eax,
                uint32_t *ebx, uint32_t *ecx, uint32_t *edx);
 uint64_t smp_tsc(struct CPUX86State *env);
@@ -91,6 +102,7 @@ bool smp_own_code(struct uc_struct *uc, const void *host);
 bool smp_write_begin(struct uc_struct *uc, const void *host, unsigned size);
 void smp_write_end_locked(struct uc_struct *uc);
 void smp_code_fetch(struct uc_struct *uc, const void *host, unsigned size);
+void smp_translated(struct uc_struct *uc);
 void smp_code_gone(struct uc_struct *uc, uint64_t ram_addr);
 void smp_drain(struct smp_engine *s, bool translating);
 void smp_after_wait(struct smp_engine *s);

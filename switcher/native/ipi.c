@@ -161,6 +161,21 @@ int smp_deliver(struct smp_control *c, uint32_t destination, uint32_t logical, u
     return deliver(c, destinations(c, destination & 0xff, logical), delivery, vector & 0xff, level);
 }
 
+/* Dekker: wanted -> fence -> deliver again, against: register -> fence -> read wanted. */
+void smp_want_taker(struct smp_control *c, uint32_t wanted)
+{
+    store(&c->taker_wanted, wanted);
+    fence();
+}
+
+/* This APIC's enable bits or its logical address were just written. */
+void smp_lapic_may_take(struct smp_control *c, uint32_t vcpu)
+{
+    fence();
+    if (load(&c->taker_wanted))
+        smp_post(c, vcpu, SMP_POST_TAKER, 0, 4, 0);
+}
+
 /*
  * A write of the ICR's low half sends (11.6.1).  INIT level de-assert synchronised
  * arbitration IDs once; today it does nothing.  Table 11-3 calls self and

@@ -239,12 +239,15 @@ void smp_lapic_write(struct smp_control *c, uint32_t vcpu, uint32_t offset, uint
         return;
     case 0x0d0:
         store(&l->ldr, value & 0xff000000);
+        smp_lapic_may_take(c, vcpu);
         return;
     case 0x0e0:
         store(&l->dfr, value | 0x0fffffff);
+        smp_lapic_may_take(c, vcpu);
         return;
     case 0x0f0:
         write_svr(l, value);
+        smp_lapic_may_take(c, vcpu);
         return;
     case 0x280: /* any value: latch what has gathered and start anew */
         l->esr = __atomic_exchange_n(&l->esr_pending, 0, __ATOMIC_SEQ_CST);

@@ -46,6 +46,8 @@ static inline int software_enabled(const struct smp_lapic *l)
 void smp_lapic_error(struct smp_control *c, uint32_t vcpu, uint32_t bits);
 /* The ICR's low half was written. */
 void smp_lapic_send_ipi(struct smp_control *c, uint32_t vcpu);
+/* What decides whether this APIC takes a message was written. */
+void smp_lapic_may_take(struct smp_control *c, uint32_t vcpu);
 /* A local source (the timer, an error) asserts its LVT entry. */
 void smp_lapic_local(struct smp_control *c, uint32_t vcpu, enum lapic_lvt source);
 

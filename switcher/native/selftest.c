@@ -26,16 +26,19 @@
 #define SEEN(i) (0x30000u + 0x10000u * (i))    /* what each read of the other's */
 #define TRANSLATIONS (4u << 20)       /* bytes: this runs in the Host, whose memory may be limited */
 #define WAIT_NS 20000000000ull /* a busy host may give two threads little */
+#define LEAVE_NS 1000000000ull /* how long a kicked vCPU may take to see that the Guest is dead */
+
+struct runner {
+    struct uc_struct *uc;
+    uint32_t finished; /* [atomic] */
+};
 
 struct test {
     struct smp_control *control;
     uint8_t *ram;
     struct uc_struct *uc[2];
-};
-
-struct runner {
-    struct uc_struct *uc;
-    uint32_t finished; /* [atomic] */
+    struct runner runners[2];
+    bool abandoned; /* a thread still runs in all this */
 };
 
 /* The program, position free, written once as bytes: 32-bit code; vCPU 1 enters in real mode,
@@ -158,68 +161,104 @@ static const char *open_engines(struct test *t)
     return NULL;
 }
 
-static const char *run_both(struct test *t)
+static bool finished(struct test *t, int i)
 {
-    struct runner runners[2] = {{t->uc[0], 0}, {t->uc[1], 0}};
-    pthread_t threads[2];
-    uint64_t until = smp_now_ns() + WAIT_NS;
-    bool late = false;
+    return __atomic_load_n(&t->runners[i].finished, __ATOMIC_SEQ_CST);
+}
 
-    smp_vcpu(t->control, 1)->lapic.sipi_vector = CODE(1) >> 12;
-    smp_event(t->control, 1, SMP_EVENT_SIPI);
-    for (int i = 0; i < 2; i++) {
-        if (pthread_create(&threads[i], NULL, run_vcpu, &runners[i])) {
-            smp_kill_guest(t->control, SMP_DEAD_HOST, i, 0, "no thread");
-            if (i) {
-                pthread_join(threads[0], NULL);
-            }
-            return "no thread can be started";
+/* Kick those that run until all have finished; false at `until`. */
+static bool kick_until_finished(struct test *t, int started, uint64_t until)
+{
+    while (!(finished(t, 0) && (started < 2 || finished(t, 1)))) {
+        if (smp_now_ns() > until) {
+            return false;
         }
-    }
-    while (!late && !(__atomic_load_n(&runners[0].finished, __ATOMIC_SEQ_CST) &&
-                      __atomic_load_n(&runners[1].finished, __ATOMIC_SEQ_CST))) {
         smp_kick(t->control, 0);
         smp_kick(t->control, 1);
         sched_yield();
-        late = smp_now_ns() > until;
     }
-    if (late) {
-        smp_kill_guest(t->control, SMP_DEAD_TIMEOUT, 0, 0, "late");
-    }
-    pthread_join(threads[0], NULL);
-    pthread_join(threads[1], NULL);
-    return late ? "two vCPUs do not come to an end" : NULL;
+    return true;
 }
 
-/* NULL: may run vCPUs in parallel.  Else why not. */
-const char *smp_selftest(void)
+static const char *run_both(struct test *t)
 {
-    struct test t = {0};
-    uint64_t size = smp_control_size(2, RAM_SIZE, smp_cpu_state_size());
-    const char *why = "no memory";
+    pthread_t threads[2];
+    const char *why = NULL;
+    int started = 0;
 
-    t.control = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    t.ram = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (t.control != MAP_FAILED && t.ram != MAP_FAILED &&
-        !smp_control_init(t.control, size, 2, RAM_SIZE, smp_cpu_state_size(), 1000000)) {
-        smp_vcpu(t.control, 0)->start_eip = CODE(0);
-        smp_vcpu(t.control, 0)->start_mode = 32;
-        t.control->spin_ns = 0;
-        why = open_engines(&t);
-        why = why ? why : run_both(&t);
-        why = why ? why : verdict(&t);
-    }
-    for (int i = 0; i < 2; i++) {
-        if (t.uc[i]) {
-            uc_close(t.uc[i]);
+    smp_vcpu(t->control, 1)->lapic.sipi_vector = CODE(1) >> 12;
+    smp_event(t->control, 1, SMP_EVENT_SIPI);
+    while (!why && started < 2) {
+        t->runners[started].uc = t->uc[started];
+        if (pthread_create(&threads[started], NULL, run_vcpu, &t->runners[started])) {
+            why = "no thread can be started";
+        } else {
+            started++;
         }
     }
+    if (!why && !kick_until_finished(t, started, smp_now_ns() + WAIT_NS)) {
+        why = "two vCPUs do not come to an end";
+    }
+    if (why && started) {
+        smp_kill_guest(t->control, SMP_DEAD_HOST, 0, 0, why);
+        if (!kick_until_finished(t, started, smp_now_ns() + LEAVE_NS)) {
+            t->abandoned = true;
+            why = "kicks do not stop a vCPU";
+        }
+    }
+    for (int i = 0; i < started; i++) {
+        if (t->abandoned) {
+            pthread_detach(threads[i]);
+        } else {
+            pthread_join(threads[i], NULL);
+        }
+    }
+    return why;
+}
+
+static const char *run_test(struct test *t)
+{
+    const char *why = open_engines(t);
+
+    why = why ? why : run_both(t);
+    return why ? why : verdict(t);
+}
+
+static void take_down(struct test *t, uint64_t size)
+{
+    for (int i = 0; i < 2; i++) {
+        if (t->uc[i]) {
+            uc_close(t->uc[i]);
+        }
+    }
+    if (t->control != MAP_FAILED) {
+        munmap(t->control, size);
+    }
+    if (t->ram != MAP_FAILED) {
+        munmap(t->ram, RAM_SIZE);
+    }
+    g_free(t);
+}
+
+/* NULL: may run vCPUs in parallel.  Else why not; then a thread that cannot be stopped may be left. */
+const char *smp_selftest(void)
+{
+    struct test *t = g_new0(struct test, 1);
+    uint64_t size = smp_control_size(2, RAM_SIZE, smp_cpu_state_size());
+    const char *why = "there is no memory to try it";
+
+    t->control = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    t->ram = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (t->control != MAP_FAILED && t->ram != MAP_FAILED &&
+        !smp_control_init(t->control, size, 2, RAM_SIZE, smp_cpu_state_size(), 1000000)) {
+        smp_vcpu(t->control, 0)->start_eip = CODE(0);
+        smp_vcpu(t->control, 0)->start_mode = 32;
+        t->control->spin_ns = 0;
+        why = run_test(t);
+    }
+    if (!t->abandoned) {
+        take_down(t, size);
+    }
     smp_engine_prepare(NULL, NULL, 0);
-    if (t.control != MAP_FAILED) {
-        munmap(t.control, size);
-    }
-    if (t.ram != MAP_FAILED) {
-        munmap(t.ram, RAM_SIZE);
-    }
     return why;
 }

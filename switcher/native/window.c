@@ -12,7 +12,7 @@
  * the Guest writes there can cover or move the window.  Only ring 0 gets in,
  * and the CPU itself when it reads a descriptor or pushes a frame; the Guest's
  * kernel is in ring 1.  Paging knows supervisor and user only, so with a window
- * rings 1 and 2 have a TLB of their own (smp_inner_rings, patch 24): what is
+ * rings 1 and 2 have a TLB of their own (smp_inner_rings, patch 25): what is
  * entered in ring 0's does not serve them.
  */
 #include "qemu/osdep.h"

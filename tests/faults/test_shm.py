@@ -40,15 +40,22 @@ def in_small_shm(size: str, *arguments: str | Path) -> subprocess.CompletedProce
 
 @pytest.mark.parametrize("size", ["8M", "64M", "65M"])
 def test_full_shm(kernel: Path, size: str) -> None:
-    end = in_small_shm(size, "run", kernel)
+    end = in_small_shm(size, "run", "--memory", "64M", kernel)
     sentence = end.stderr.decode()
     assert (end.returncode, end.stdout) == (2, b"")
-    assert sentence.startswith("smpguest: /dev/shm has no room for ")
-    assert sentence.count("\n") == 1
+    assert sentence == (
+        "smpguest: a machine with 64M of memory needs 66M of /dev/shm, where "
+        f"{size} are free; try a smaller --memory or, in a container, a larger /dev/shm "
+        "(docker run --shm-size=1g)\n"
+    )
 
 
 def test_just_enough(kernel: Path) -> None:
-    assert in_small_shm("80M", "run", kernel).returncode == 1
+    assert in_small_shm("66M", "run", "--memory", "64M", kernel).returncode == 1
+
+
+def test_default_fits_a_container_s_shm(kernel: Path) -> None:
+    assert in_small_shm("64M", "run", "--vcpus", "16", kernel).returncode == 1
 
 
 def test_file_size_limit(kernel: Path) -> None:
@@ -57,7 +64,7 @@ def test_file_size_limit(kernel: Path) -> None:
 
     end = launch("run", kernel, preexec_fn=limit)
     assert end.returncode == 2
-    assert end.stderr.startswith(b"smpguest: cannot get 64M of guest memory: ")
+    assert end.stderr.startswith(b"smpguest: cannot get 48M of guest memory: ")
 
 
 def test_too_few_descriptors(kernel: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from runtime.machine import Exit, Machine, Reason
+from tests.helpers.assembly import LEAVE, assemble
 from tests.helpers.images import (
     Maker,
     Piece,
@@ -183,10 +184,31 @@ def test_append_reaches_the_kernel(tmp_path: Path) -> None:
     assert end.stdout.decode() == f"{path} verbose=1 x"
 
 
-def test_log_says_what_was_guessed(tmp_path: Path) -> None:
+def test_timeout_says_where_each_vcpu_stands(tmp_path: Path) -> None:
+    kernel = write_file(tmp_path, code_kernel(b"\xeb\xfe"))  # jmp $
+    end = launch("run", "--vcpus", "2", "--timeout", "0.5", "--log-level", "error", kernel)
+    assert end.returncode == 124
+    first, *lines = end.stderr.decode().splitlines()
+    assert first.endswith("the time given by --timeout ran out")
+    assert lines[0] == "  vCPU 0: running at 0010:0x10000c"
+    assert lines[1].startswith("  vCPU 1: waiting for SIPI")
+
+
+def test_hook_on_in_takes_the_device_s_place(tmp_path: Path) -> None:
+    def answer(uc: Any, index: int) -> None:
+        from unicorn import UC_HOOK_INSN
+        from unicorn.x86_const import UC_X86_INS_IN
+
+        uc.hook_add(UC_HOOK_INSN, lambda *_: 0x2A, aux1=UC_X86_INS_IN)
+
+    code = b"\xe4\x71\xe6\xf4\xf4"  # in al, 0x71; out 0xf4, al; hlt
+    assert run(tmp_path, code_kernel(code), on_vcpu=answer).code == 0x2A
+
+
+def test_log_says_what_is_there(tmp_path: Path) -> None:
     path = write_file(tmp_path, code_kernel(debug_exit_code(0)))
     end = launch("run", path)
-    assert b"pc machine (guessed from the image): multiboot kernel, 1 vCPU, 64M" in end.stderr
+    assert b"pc machine: multiboot kernel, 1 vCPU, 48M" in end.stderr
     assert launch("run", "--log-level", "error", path).stderr == b""
 
 
@@ -247,3 +269,118 @@ def test_memory_hooks_see_locked_instructions(tmp_path: Path, code: str, vcpus: 
     kernel = code_kernel(bytes.fromhex(code) + b"\x00\x00\x30\x00" + debug_exit_code(0))
     end = run(tmp_path, kernel, vcpus=vcpus, hooks={0: watch})
     assert end.results == {0: 2}
+
+
+@pytest.mark.parametrize(
+    "code", ["f00fc8", "f087c8", "f090", "f091", "f001c8", "f089042400", "f03b05"]
+)
+def test_lock_where_it_does_not_belong_is_ud(tmp_path: Path, code: str) -> None:
+    """bswap, xchg and add of registers, nop, mov to memory, cmp."""
+    end = run(tmp_path, code_kernel(bytes.fromhex(code) + bytes(4) + debug_exit_code(0)))
+    assert (end.reason, end.death and end.death.rip) == (Reason.KILLED, 0x10000C)
+
+
+def test_lock_where_it_belongs(tmp_path: Path) -> None:
+    word = "0x300000"
+    register = "add or adc sbb and sub xor xadd cmpxchg xchg bts btr btc"
+    alone = "incl decl notl negl incb decb notb negb cmpxchg8b"
+    constant = "addl subb xorb btsl btrl btcl"
+    lines = [f"lock {name} %eax, {word}" for name in register.split()]
+    lines += [f"lock {name} {word}" for name in alone.split()]
+    lines += [f"lock {name} $1, {word}" for name in constant.split()]
+    code = assemble(tmp_path, "; ".join([*lines, "xor %eax, %eax", LEAVE]))
+    assert run(tmp_path, code_kernel(code), vcpus=2).status == 1
+
+
+@pytest.mark.parametrize("jump", ["tsc", "tsc_adjust"])
+def test_an_armed_tsc_deadline_moves_with_the_tsc(tmp_path: Path, jump: str) -> None:
+    """Two deadlines: one that the jump makes past, one that it takes far away."""
+    set_tsc = {
+        "tsc": "mov $0x10, %ecx; wrmsr",  # to edx:eax
+        "tsc_adjust": "mov $0x3b, %ecx; wrmsr",  # by edx:eax; the TSC itself began near 0
+    }[jump]
+    source = f"""
+        movl $0x1ff, 0xfee000f0
+        movl $0x40030, 0xfee00320       # TSC deadline, vector 0x30
+        mov $0x6e0, %ecx
+        mov $0x100, %edx                # 2**40: minutes away
+        xor %eax, %eax
+        wrmsr
+        mov $0x101, %edx                # the TSC jumps over it
+        {set_tsc}
+        mov $100, %ebx
+    1:  mov 0xfee00210, %eax            # IRR, vectors 32 .. 63
+        test $0x10000, %eax
+        jnz 2f
+        pause
+        dec %ebx
+        jnz 1b
+        mov $1, %eax
+        {LEAVE}
+    2:  mov $0x6e0, %ecx
+        mov $0x300, %edx                # armed, then the TSC goes back: what is read stays
+        mov $0x12345678, %eax
+        wrmsr
+        xor %edx, %edx
+        {set_tsc}
+        mov $0x6e0, %ecx
+        rdmsr
+        xor $0x12345678, %eax
+        xor $0x300, %edx
+        or %edx, %eax
+        {LEAVE}
+    """
+    assert run(tmp_path, code_kernel(assemble(tmp_path, source))).code == 0
+
+
+@pytest.mark.parametrize(("code", "instruction"), [("0f05", "SYSCALL"), ("0f34", "SYSENTER")])
+def test_hooks_do_not_see_what_faults(tmp_path: Path, code: str, instruction: str) -> None:
+    """Neither is set up: #UD, #GP."""
+
+    def watch(uc: Any, _index: int) -> Any:
+        import unicorn
+        from unicorn import x86_const
+
+        seen: list[int] = []
+        number = getattr(x86_const, f"UC_X86_INS_{instruction}")
+        uc.hook_add(unicorn.UC_HOOK_INSN, lambda *_: seen.append(1), None, 1, 0, number)
+        return lambda: len(seen)
+
+    end = run(tmp_path, Maker([Piece(bytes.fromhex(code))], bits=64).build(), on_vcpu=watch)
+    assert (end.reason, end.results) == (Reason.KILLED, {0: 0})
+
+
+def test_translations_are_counted(tmp_path: Path) -> None:
+    end = run(tmp_path, code_kernel(b"\x90\xeb\x00" * 50 + debug_exit_code(0)))
+    assert 50 < end.counters[0]["tb_translated"] < 60
+
+
+def test_input_survives_a_restart(tmp_path: Path) -> None:
+    """A guest that reads a byte and restarts, until it reads a q."""
+    source = f"""
+        mov $0x3fd, %dx
+    1:  in %dx, %al
+        test $1, %al
+        jz 1b
+        mov $0x3f8, %dx
+        in %dx, %al
+        out %al, %dx
+        cmp $'q, %al
+        je 2f
+        mov $0xfe, %al
+        out %al, $0x64
+        hlt
+    2:  xor %eax, %eax
+        {LEAVE}
+    """
+    path = write_file(tmp_path, code_kernel(assemble(tmp_path, source)))
+    for sender_stays in (False, True):
+        read, write = os.pipe()
+        os.write(write, b"abcq")
+        if not sender_stays:
+            os.close(write)
+        end = launch("run", "--timeout", "20", path, stdin=read)
+        os.close(read)
+        if sender_stays:
+            os.close(write)
+        assert (end.returncode, end.stdout) == (1, b"abcq")

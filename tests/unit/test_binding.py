@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from switcher import binding
+from switcher import binding, declared
 from switcher.native import build as native
 
 ENGINE_BUILT = pytest.mark.skipif(not binding.ENGINE.exists(), reason="the engine is not built")
@@ -32,7 +32,7 @@ def test_only_plain_integer_defines_are_kept() -> None:
         "#ifndef X\n#define X\n#include <stdint.h>\n#define SMP_A 12 /* why */\n"
         "#define SMP_B 0xfF\n#define SMP_C (1 + 2)\n  # define SMP_D 3\nint f(void);\n#endif\n"
     )
-    kept = binding.declarations(header).split("\n")
+    kept = declared.declarations(header).split("\n")
     assert kept == ["#define SMP_A 12", "#define SMP_B 255", "#define SMP_D 3", "int f(void);"]
 
 
@@ -44,6 +44,32 @@ def test_every_constant_of_the_header_is_there() -> None:
     assert binding.SMP_DEAD_STOPPED == 9
     with pytest.raises(AttributeError):
         _ = binding.SMP_NO_SUCH_THING
+
+
+def test_what_the_build_made_ready_is_what_cffi_parses(tmp_path: Path) -> None:
+    header, module = binding.HEADER.read_text(), tmp_path / "ready.py"
+    declared.write_module(header, module)
+    parsed, ready = declared.parse(header), declared.read_module(header, module)
+    assert ready
+    assert ready.constants == parsed.constants
+    for name in re.findall(r"^struct (\w+) \{", header, re.M):
+        ours, theirs = (what.ffi.typeof(f"struct {name}") for what in (ready, parsed))
+        assert ready.ffi.sizeof(ours) == parsed.ffi.sizeof(theirs), name
+        assert [f for f, _ in ours.fields] == [f for f, _ in theirs.fields], name
+
+
+def test_what_was_made_ready_of_another_header_is_not_used(tmp_path: Path) -> None:
+    module = tmp_path / "ready.py"
+    assert declared.read_module("int f(void);", module) is None
+    declared.write_module("int f(void);", module)
+    assert declared.read_module("int f(void);", module)
+    assert declared.read_module("int f(int);", module) is None
+
+
+def test_nothing_is_parsed_at_run_time() -> None:
+    native.build(quiet=True)
+    done = python("import sys, switcher.binding; print('cffi' in sys.modules)")
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_the_layout_is_the_compilers(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_every_kick_changes_the_word_that_sleepers_compare(block: Make) -> None:
     before = b.v(0).wake, b.v(1).wake
     for _ in range(3):
         b.kick(1)
-    b.event(1, binding.SMP_EVENT_LAPIC)
+    b.event(1, binding.SMP_EVENT_STOP)
     assert (b.v(0).wake, b.v(1).wake) == (before[0], before[1] + 4)
 
 

@@ -16,7 +16,13 @@ class Wired(IoApic):
     def __init__(self) -> None:
         self.sent: list[tuple[int, bool, int, int, bool]] = []
         self.takers = 1
-        super().__init__(self.take, apic_id=3)
+        self.late_takers = 0  # found once it is known that somebody is wanted
+        self.wanted = False
+        super().__init__(self.take, self.want, apic_id=3)
+
+    def want(self, wanted: bool) -> None:
+        self.wanted = wanted
+        self.takers = self.takers or (self.late_takers if wanted else 0)
 
     def take(self, destination: int, logical: bool, mode: int, vector: int, level: bool) -> int:
         self.sent.append((destination, logical, mode, vector, level))
@@ -100,6 +106,38 @@ def test_level_that_nobody_took_is_not_waited_for(apic: Wired) -> None:
     apic.route(9, 0x29 | LEVEL)
     apic.set_line(9, True)
     assert not apic.get(0x22) & REMOTE_IRR
+    assert apic.wanted
+
+
+def test_level_that_nobody_took_is_sent_when_somebody_can(apic: Wired) -> None:
+    apic.takers = 0
+    apic.route(9, 0x29 | LEVEL)
+    apic.set_line(9, True)
+    apic.retry()
+    assert apic.wanted  # still
+    apic.takers = 1
+    apic.sent.clear()
+    apic.retry()
+    assert len(apic.sent) == 1
+    assert apic.get(0x22) & REMOTE_IRR
+    assert not apic.wanted
+
+
+def test_a_taker_that_came_before_it_could_know(apic: Wired) -> None:
+    apic.takers, apic.late_takers = 0, 1
+    apic.route(9, 0x29 | LEVEL)
+    apic.set_line(9, True)
+    assert apic.get(0x22) & REMOTE_IRR
+
+
+def test_a_new_destination_is_tried_at_once(apic: Wired) -> None:
+    apic.takers = 0
+    apic.route(9, 0x29 | LEVEL)
+    apic.set_line(9, True)
+    apic.takers = 1
+    apic.set(0x23, 5 << 24)
+    assert apic.sent[-1] == (5, False, 0, 0x29, True)
+    assert apic.get(0x22) & REMOTE_IRR
 
 
 def test_switching_to_edge_drops_remote_irr(apic: Wired) -> None:

@@ -781,3 +781,19 @@ def test_an_illegal_timer_vector_is_an_error(timer: Apic) -> None:
     time.sleep(0.001)
     assert serve(timer, 5 * MS) == []
     assert timer.errors() == RECEIVE_ILLEGAL
+
+
+@pytest.mark.parametrize("register", [SVR, LDR, DFR])
+def test_an_apic_that_may_take_more_tells_the_ioapic_when_it_waits(
+    block: Make, register: int
+) -> None:
+    b = block(2)
+    apic = Apic(b, 1, enable=False)
+    apic[register] = 0x1FF
+    assert b.take() is None
+    b.want_taker(1)
+    apic[register] = 0x1FF
+    assert b.take() == (binding.SMP_POST_TAKER, 1, 0, 0)
+    b.want_taker(0)
+    apic[register] = 0x1FF
+    assert b.take() is None

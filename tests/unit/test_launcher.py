@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +97,7 @@ def test_defaults() -> None:
     options = build_parser().parse_args(["run", "k"])
     assert (options.vcpus, options.memory, options.machine, options.timeout) == (
         1,
-        "64M",
+        "48M",
         None,
         None,
     )
@@ -141,9 +143,46 @@ def test_statuses(reason: Reason, code: int, status: int) -> None:
 
 
 def test_stats_are_plain(tmp_path: Path) -> None:
-    end = Exit(Reason.KILLED, 4, text="x", vcpu=0, counters=({"halts": 3},))
-    assert end.as_dict()["vcpus"] == [{"index": 0, "counters": {"halts": 3}}]
+    end = Exit(Reason.KILLED, 4, text="x", vcpu=0, counters=({"halts": 3},), doings=("halted",))
+    assert end.as_dict()["vcpus"] == [{"index": 0, "doing": "halted", "counters": {"halts": 3}}]
     assert end.death is None
+
+
+def test_stats_are_explained() -> None:
+    text = (ROOT / "docs" / "stats.md").read_text()
+    names = [*Exit(Reason.POWEROFF, 0).as_dict(), *(reason.value for reason in Reason)]
+    for struct in ("struct smp_counters", "struct smp_lock_stats"):
+        names += [name for name, _ in binding.ffi.typeof(struct).fields]
+    assert [name for name in names if f"`{name}`" not in text] == ["alive"]
+
+
+def test_stats_file_is_never_empty(tmp_path: Path) -> None:
+    stats = tmp_path / "s.json"
+    assert launch("run", "--stats", stats, tmp_path / "missing").returncode == 2
+    said = json.loads(stats.read_text())
+    assert (said["reason"], said["status"]) == ("not_started", 2)
+    assert said["text"].endswith("missing does not exist")
+    before = stats.read_text()
+    end = main_with(f"{PASSES}\nimport json\njson.dumps = None", "run", "--stats", str(stats), "k")
+    assert end.returncode == 6
+    assert stats.read_text() == before
+    assert main_with(PASSES, "run", "--stats", str(stats), "k").returncode == 1
+    assert json.loads(stats.read_text())["reason"] == "debug_exit"
+    assert os.listdir(tmp_path) == ["s.json"]
+
+
+def test_stats_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("there")
+    assert main_with(PASSES, "run", "--stats", str(tmp_path / "link"), "k").returncode == 1
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads((tmp_path / "there").read_text())["status"] == 1
+
+
+def test_version() -> None:
+    end = launch("--version")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert end.returncode == 0
+    assert end.stdout.decode().startswith(f"smpguest {project['version']}, engine ")
 
 
 def test_afraid_of_being_a_guest(lib: Any) -> None:
@@ -220,6 +259,25 @@ def test_a_fifo_is_refused_without_waiting_for_its_other_end(tmp_path: Path, whe
         [sys.executable, LAUNCHER, *options], capture_output=True, timeout=30, check=False
     )
     assert done.returncode == 2, done.stderr
+
+
+def test_a_fifo_whose_reader_left_is_not_waited_for(tmp_path: Path) -> None:
+    needs_engine()
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    kernel = write_file(tmp_path, code_kernel(b"\xeb\xfe"))
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    command = [sys.executable, LAUNCHER, "run", "--stats", fifo, "--timeout", "2", kernel]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert b"machine" in process.stderr.readline()  # it runs, and has looked at the FIFO
+        os.close(reader)
+        try:
+            _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == 6
+    assert f"--stats {fifo} cannot be written: No such device".encode() in said
 
 
 def test_a_full_stderr_does_not_change_the_verdict(tmp_path: Path) -> None:

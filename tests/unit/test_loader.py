@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,12 +145,32 @@ def test_multiboot_information_avoids_low_kernels(tmp_path: Path) -> None:
         (Maker([Piece(b"x" * 9, memory_size=3)]), "larger in the file"),
         (Maker([Piece(b"x", 0xF5A00)]), "firmware"),
         (Maker([Piece(b"x", 0x400)]), "firmware"),
+        (Maker([Piece(b"x", 0x100000, RAM)]), "try a larger --memory"),
         (Maker([Piece(b"x", 0xFFFFFFFF, 2)], entry=0xFFFFFFFF), "does not fit in RAM"),
-        (Maker([Piece(b"x", (1 << 64) - 1, 2)], bits=64), "does not fit in RAM"),
+        (Maker([Piece(b"x", (1 << 64) - 1, 2)], bits=64), "what counts is its physical address"),
     ],
 )
 def test_bad_elf(tmp_path: Path, kernel: Maker, reason: str) -> None:
     assert reason in refused(write_file(tmp_path, kernel.build()))
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_linker_that_puts_the_headers_below_1_mib(tmp_path: Path, bits: int) -> None:
+    """What plain `ld -Ttext 0x100000` makes is refused; with the advice it boots."""
+    (tmp_path / "code.s").write_text(".globl _start\n_start: hlt\n")
+
+    def build(name: str, *advice: str) -> Path:
+        target = {32: "elf_i386", 64: "elf_x86_64"}[bits]
+        options = ("-z", "max-page-size=4096", "-z", "separate-code", "-Ttext", "0x100000", *advice)
+        for command in (
+            ("as", f"--{bits}", "-o", "code.o", "code.s"),
+            ("ld", "-m", target, *options, "-o", name, "code.o"),
+        ):
+            subprocess.run(command, cwd=tmp_path, check=True)
+        return tmp_path / name
+
+    assert "holds the ELF headers, which `ld -n` (`gcc -Wl,-n`)" in refused(build("plain"))
+    assert boot(build("advised", "-n"), Ram()).entry == 0x100000
 
 
 @pytest.mark.parametrize(

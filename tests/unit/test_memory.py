@@ -34,9 +34,7 @@ def test_block_is_zeroed_shared_and_unlinked() -> None:
 
 def test_full_shm_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_free_bytes", lambda: MIB)
-    with pytest.raises(
-        UserError, match=r"/dev/shm has no room for 64M of guest memory \(1M free\)"
-    ):
+    with pytest.raises(UserError, match=r"guest memory needs 65M of /dev/shm, where 1M are free; "):
         memory.SharedBlock(64 * MIB, "guest memory")
 
 
@@ -46,7 +44,7 @@ def test_no_space_while_filling_is_one_sentence(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(UserError, match="/dev/shm has no room"):
+    with pytest.raises(UserError, match="guest memory needs 3M of /dev/shm"):
         memory.SharedBlock(2 * MIB, "guest memory")
     assert leftovers() == []
     assert len(os.listdir("/proc/self/fd")) == before
@@ -112,9 +110,18 @@ def test_bad_sizes(text: str) -> None:
         parse_size(text)
 
 
-@pytest.mark.parametrize("size", [0, MIB, 4 << 30, 64 * MIB + 1])
-def test_ram_sizes_that_cannot_be(size: int) -> None:
-    with pytest.raises(UserError):
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (0, "^0 bytes of memory is too little; the least is 2M$"),
+        (1, "^1 byte of memory is too little"),
+        (MIB, "^1M of memory is too little"),
+        (4 << 30, "^4G of memory is too much; the most is 3G"),
+        (64 * MIB + 1, "^67108865 bytes of memory is not a whole number"),
+    ],
+)
+def test_ram_sizes_that_cannot_be(size: int, words: str) -> None:
+    with pytest.raises(UserError, match=words):
         check_ram_size(size)
 
 

@@ -9,7 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from perf import aims, command, contestants, functions, memory, parse, report, rounds, tiny
+from perf import (
+    aims,
+    command,
+    contestants,
+    functions,
+    loops,
+    memory,
+    parse,
+    report,
+    rounds,
+    stock,
+    tiny,
+)
 from perf.contestants import OURS, QEMU, STOCK, Booting
 from perf.errors import PerfError
 from perf.machine import Load, Machine, Versions, busy_seconds, cpu_model
@@ -17,6 +29,7 @@ from perf.process import Look, Run, run
 from perf.render import Report, Table, as_markdown, as_text, number, with_spread
 from perf.samples import Quantity, Samples
 from perf.stats import Spread, paired, spread
+from tests.helpers.launch import guest
 
 # Statistics -------------------------------------------------------------------------
 
@@ -39,6 +52,13 @@ def test_only_rounds_that_both_have_are_paired() -> None:
     assert paired({1: 4.0, 2: 9.0}, {2: 3.0, 3: 1.0}) == Spread(3.0, 3.0, 3.0, 1)
     assert paired({1: 4.0}, {2: 3.0}) is None
     assert paired({1: 4.0}, {1: 0.0}) is None
+
+
+def test_every_loop_of_the_guest_has_a_title_and_every_aim_a_loop() -> None:
+    names = functions.read(guest("bench64")).by_name
+    found = {name.removeprefix(stock.PREFIX) for name in names if name.startswith(stock.PREFIX)}
+    assert found == set(loops.TITLES)
+    assert set(aims.ON_LOOPS) <= found
 
 
 # What guests print --------------------------------------------------------------------

@@ -51,7 +51,8 @@ class LguestCpu(VCpu):
         own_pages = SWITCHER_ADDRESS + PAGE * (1 + 2 * self.index)
         self.tables = Tables(self._lib, self._state, SWITCHER_ADDRESS, own_pages + PAGE)
         self._lib.smp_lguest_reset(self._engine_handle)
-        self._ffi.memmove(self.regs, bytes(self._ffi.sizeof("struct lguest_regs")), self._ffi.sizeof("struct lguest_regs"))
+        size = self._ffi.sizeof("struct lguest_regs")
+        self._ffi.memmove(self.regs, bytes(size), size)
         regs = self.regs
         regs.ds = regs.es = regs.ss = KERNEL_DS
         regs.cs = KERNEL_CS
@@ -97,10 +98,11 @@ class LguestCpu(VCpu):
     def do_hypercalls(self) -> None:
         """If the Guest came out for one."""
         if self._up and self.hypercall_wanted:
+            self._page.counters.hypercalls += 1
             hypercalls.do_hypercalls(self)
 
     def send_notify(self) -> None:
-        """To the eventfd bound to that address, else to the Launcher, who answers when it is done."""
+        """To the eventfd bound to that address, else to the Launcher, who answers when done."""
         address, self.pending_notify = self.pending_notify, None
         counters = self._page.counters
         if self._lib.smp_notify(self._control, 0, address):
@@ -154,7 +156,7 @@ class LguestCpu(VCpu):
         pending = int(self._lib.smp_take_irqs(self._control, self.index))
         if not pending or self.data is None:
             return 0
-        return pending & ~self.data.blocked_interrupts
+        return pending & ~int(self.data.blocked_interrupts)
 
     def clear_irq(self, irq: int) -> None:
         """It is being delivered."""
@@ -174,6 +176,11 @@ class LguestCpu(VCpu):
 
     def count_async(self) -> None:
         """For --stats."""
+        self._page.counters.async_hypercalls += 1
+
+    def count_reflected(self) -> None:
+        """For --stats."""
+        self._page.counters.reflected += 1
 
     def ring_status(self) -> bytes:
         """One look at the async ring's 64 status bytes."""

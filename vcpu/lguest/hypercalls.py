@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from switcher.pages import SWITCHER_ADDRESS
 from vcpu.lguest import smp
 from vcpu.lguest.interrupts import write_timestamp
-from vcpu.lguest.memory import ACCESSED, ADDRESSES, DIRTY, ENTRIES, PRESENT, hexadecimal
+from vcpu.lguest.memory import ACCESSED, ADDRESSES, DIRTY, ENTRIES, PRESENT, hexadecimal, signed
 from vcpu.lguest.segments import GUEST_PL, LINUX_SYSCALL, GuestMistakeError
-from switcher.pages import SWITCHER_ADDRESS
 
 if TYPE_CHECKING:
     from vcpu.lguest.cpu import LguestCpu
@@ -73,20 +73,16 @@ def do_hypercall(cpu: LguestCpu, number: int, arguments: Arguments) -> None:
         if call is not None:
             call(cpu, *arguments)
         elif not smp.do_hypercall(cpu, number, arguments):
-            cpu.kill_guest(f"Bad hypercall {_signed(number)}")
+            cpu.kill_guest(f"Bad hypercall {signed(number)}")
     except GuestMistakeError as mistake:
         cpu.kill_guest(str(mistake))
-
-
-def _signed(value: int) -> int:
-    return value if value < ADDRESSES // 2 else value - ADDRESSES
 
 
 def _initialise(cpu: LguestCpu) -> None:
     """LHCALL_LGUEST_INIT, the only call that may be the first."""
     regs = cpu.regs
     if regs.eax != INIT:
-        cpu.kill_guest(f"hypercall {_signed(regs.eax)} before INIT")
+        cpu.kill_guest(f"hypercall {signed(regs.eax)} before INIT")
         return
     if not cpu.memory.address_ok(regs.ebx, cpu.data_size):
         cpu.kill_guest("bad guest page (null)")  # lguest prints a pointer that it has not set
@@ -144,7 +140,7 @@ def _flush_tlb(cpu: LguestCpu, everything: int, *_rest: int) -> None:
 def _set_stack(cpu: LguestCpu, segment: int, pointer: int, pages: int, _rest: int) -> None:
     """LHCALL_SET_STACK: the kernel's stack for traps from ring 3."""
     if segment & 3 != GUEST_PL:
-        cpu.kill_guest(f"bad stack segment {_signed(segment)}")
+        cpu.kill_guest(f"bad stack segment {signed(segment)}")
     if pages > STACK_PAGES_MAX:
         cpu.kill_guest(f"bad stack pages {pages}")
     if cpu.dead:

@@ -73,6 +73,7 @@ def deliver_trap(cpu: LguestCpu, vector: int) -> bool:
     low, high = cpu.tables.idt[vector]
     if not high & GATE_PRESENT:
         return False
+    cpu.count_reflected()
     code = cpu.regs.errcode if vector in WITH_ERROR_CODE else None
     set_guest_interrupt(cpu, low, high, code)
     return True

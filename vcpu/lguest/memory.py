@@ -29,6 +29,11 @@ def hexadecimal(value: int) -> str:
     return f"{value:#x}" if value else "0"
 
 
+def signed(value: int) -> int:
+    """A 32-bit word as C's `%i` prints it."""
+    return value if value < ADDRESSES // 2 else value - ADDRESSES
+
+
 class Memory:
     """The Guest's memory, checked, and its page tables.  Used by the vCPU's worker only."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from switcher.binding import constants as c
+from vcpu.lguest.memory import signed
 
 GUEST_PL = c["LGUEST_PL"]
 HYPERCALL = c["LGUEST_TRAP_ENTRY"]
@@ -145,7 +146,7 @@ class Tables:
     def load_gdt_entry(self, slot: int, low: int, high: int) -> None:
         """LHCALL_LOAD_GDT_ENTRY; raises GuestMistakeError."""
         if slot >= GDT_ENTRIES:
-            raise GuestMistakeError(f"too many gdt entries {slot if slot < 1 << 31 else slot - (1 << 32)}")
+            raise GuestMistakeError(f"too many gdt entries {signed(slot)}")
         self._set_descriptor(slot, low, high)
 
     def load_tls(self, words: tuple[int, ...]) -> None:

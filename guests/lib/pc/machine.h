@@ -43,7 +43,8 @@ static inline void drop_all_pages(void) { write_cr3(read_cr3()); }
 #define PTE_NX 0ul
 #endif
 extern bool has_nx;
-#define FREE_VA 0xD0000000ul                            /* 256 MB of addresses with no memory or device behind them */
+#define FREE_VA 0xD0000000ul                            /* 256 MB of addresses for map_page(): neither memory nor device is
+                                                           there, so until then reads give ones and writes vanish */
 
 /* ---- descriptor tables (tables.c) ---- */
 struct cpu;
