@@ -193,8 +193,11 @@ class Machine:
         with self._guard:
             self._host = host
         self._start_workers(switcher, control, host, ram_pointer, platform.fds)
+        for warning in start.warnings:
+            self._log.warning(warning)
+        guessed = " (guessed from the image)" if self._machine_wish is None else ""
         self._what = (
-            f"{platform.name} machine: {start.kind} kernel, "
+            f"{platform.name} machine{guessed}: {start.kind} kernel, "
             f"{self.vcpus} vCPU{'s' if self.vcpus > 1 else ''}, {format_size(self.ram_size)}"
         )
 

@@ -458,6 +458,11 @@ int smp_timer_start(struct smp_control *c, uint32_t vcpu);
 void smp_timer_stop(void);
 void smp_timer_arm(uint64_t deadline_ns);                       /* absolute CLOCK_MONOTONIC, 0 = off */
 
+/* Store one word of guest memory so that all engines notice (see smp_dma_write); the caller has checked. */
+void smp_lguest_store(struct smp_control *c, void *ram, uint64_t address, uint32_t value);
+/* Set bits of a page-table entry; the caller has checked. */
+void smp_lguest_or(void *ram, uint64_t address, uint32_t bits);
+
 /* ---- irq.c: interrupts of the lguest machine -------------------------------------------------- */
 /* Anybody: make `irq` (0 to 31) pending for `vcpu`, and kick it. */
 void smp_set_interrupt(struct smp_control *c, uint32_t vcpu, uint32_t irq);
@@ -473,6 +478,17 @@ void smp_look_again(struct smp_control *c, uint32_t vcpu, uint64_t delta_ns);
 /* Start a vCPU of the lguest machine: 1, or 0 if it runs already. */
 int smp_vcpu_up(struct smp_control *c, uint32_t vcpu, uint32_t eip, uint32_t argument);
 
+/* ---- engine.c: only in the patched engine -------------------------------- */
+uint64_t smp_cpu_state_size(void);
+/* Before the engine is opened: where its CPU state shall live. */
+void smp_engine_prepare(struct smp_control *c, void *ram, uint32_t vcpu);
+int smp_engine_attach(void *uc);                                /* after uc_mem_map_ptr; 0 or negative */
+int smp_run(void *uc);                                          /* enter the Guest; enum smp_exit */
+int smp_read_regs(struct smp_control *c, uint32_t vcpu, struct smp_regs *out);
+/* Prove the loaded engine with two vCPUs (milliseconds): NULL, or why it may not run two in parallel.
+ * Starts two threads and joins them, if kicks stop them; not at the same time as anything else here. */
+const char *smp_selftest(void);
+
 /* ---- lguest.c: only in the patched engine; called by the vCPU's worker between runs ------------ */
 const void *smp_switcher_text(uint32_t *size);
 /* Offsets in the text: where the Guest is entered, and the entry of each of 256 traps. */
@@ -484,19 +500,4 @@ void smp_lguest_flush(void *uc);
 void smp_lguest_flush_page(void *uc, uint32_t address);
 void smp_lguest_set_ts(void *uc, uint32_t on);
 uint32_t smp_lguest_cr2(void *uc);
-/* Store one word of guest memory so that all engines notice (see smp_dma_write); the caller has checked. */
-void smp_lguest_store(struct smp_control *c, void *ram, uint64_t address, uint32_t value);
-/* Set bits of a page-table entry; the caller has checked. */
-void smp_lguest_or(void *ram, uint64_t address, uint32_t bits);
-
-/* ---- engine.c: only in the patched engine -------------------------------- */
-uint64_t smp_cpu_state_size(void);
-/* Before the engine is opened: where its CPU state shall live. */
-void smp_engine_prepare(struct smp_control *c, void *ram, uint32_t vcpu);
-int smp_engine_attach(void *uc);                                /* after uc_mem_map_ptr; 0 or negative */
-int smp_run(void *uc);                                          /* enter the Guest; enum smp_exit */
-int smp_read_regs(struct smp_control *c, uint32_t vcpu, struct smp_regs *out);
-/* Prove the loaded engine with two vCPUs (milliseconds): NULL, or why it may not run two in parallel.
- * Starts two threads and joins them, if kicks stop them; not at the same time as anything else here. */
-const char *smp_selftest(void);
 #endif

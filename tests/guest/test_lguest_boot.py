@@ -101,7 +101,6 @@ def test_refusals(tmp_path: Path, options: list[str], words: str) -> None:
     assert sentence.count("\n") == 1
 
 
-@pytest.mark.xfail(strict=True, reason="the Machine does not log Start.warnings yet")
 def test_warnings_are_said(tmp_path: Path) -> None:
     kernel = write_file(tmp_path, elf(assemble(tmp_path, WORDS)).replace(b"lguest", b"LGUEST"))
     end = launch("run", "--machine", "lguest", "--memory", "900", kernel, "x")
