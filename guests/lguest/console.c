@@ -64,7 +64,22 @@ static void echo(void)
     }
 }
 
+/* A driver that gives up, and one that comes after it. */
+static void failed(void)
+{
+    for (int i = 0; i < 3; i++) {
+        open_console();
+        put("console: it works\n", 18);
+        *(volatile uint8_t *)(console.desc + 4) |= STATUS_FAILED;
+        hypercall1(NOTIFY, console.physical);
+    }
+    *(volatile uint8_t *)(console.desc + 4) = STATUS_FAILED;    /* also when it does not run */
+    hypercall1(NOTIFY, console.physical);
+    reset_device(&console);
+}
+
 const struct subject console_subjects[] = {
+    { "console-failed", failed, PAGED | ONLY_BY_NAME },
     { "console", output, PAGED | ONLY_BY_NAME }, { "console-linear", output, LINEAR | ONLY_BY_NAME },
     { "console-echo", echo, PAGED | ONLY_BY_NAME }, { 0, 0, 0 },
 };

@@ -78,6 +78,11 @@ def test_console_output(only: str) -> None:
     assert "console: in two three pieces\n" in text
 
 
+def test_a_driver_gives_up() -> None:
+    text = check(guest("lguest/abi"), append="only=console-failed")
+    assert text.count("console: it works\n") == 3
+
+
 def test_console_input() -> None:
     path = guest("lguest/abi")
     arguments = ("run", "--timeout", "60", "--log-level", "error", "--append", "only=console-echo")
