@@ -145,8 +145,10 @@ static void frame_ring1(void)
     r.t.di = (reg_t)&go;
     r.t.flags = 0x202 | 0x400 | 0x40;                   /* direction and more: the handler's frame has them */
     r.t.dx = 0x12121212;
+    cli();                                              /* until the loop begins */
     arm(300000);
     run_to_trap(&r, END, 0, "an interrupted loop");
+    sti();
     check(came == 1, "%u interrupts in a loop", came);
     check(frame.cs == SEL_KCODE && frame.ip >= (reg_t)spin && frame.ip < (reg_t)spin + 16, "the frame says %lx:%lx", frame.cs, frame.ip);
     check(frame.flags & 0x400 && frame.flags & FLAG_IF, "the frame's flags are %lx", frame.flags);
@@ -165,8 +167,10 @@ static void frame_ring3(void)
         r.t.si = ~0u;
         r.t.di = (reg_t)data;
         r.t.dx = 0x34343434;
+        cli();                                          /* until ring 3 begins */
         arm(200000 + 1000 * (uint32_t)halves);
         run_code(&r);
+        sti();
         check(r.t.vector == VECTOR_CLOCK, "an interrupt in ring 3 came as vector %lu", r.t.vector);
         check(r.t.cs == (SEL_UCODE32 | 3) && r.t.ip >= (reg_t)code && r.t.ip < (reg_t)code + 16, "the frame says %lx:%lx", r.t.cs, r.t.ip);
         check(r.t.ss == (SEL_UDATA | 3) && r.t.sp == (reg_t)data + 0x800, "the frame says that the stack is %lx:%lx", r.t.ss, r.t.sp);
