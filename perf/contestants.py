@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GUESTS = ROOT / "build" / "guests"
 
 OURS, STOCK, QEMU = "smpguest", "stock", "QEMU"
+LGUEST = "lguest"
 QEMU_PROGRAM = "qemu-system-x86_64"
 NO_QEMU = (
     f"{QEMU_PROGRAM} is not installed, so QEMU is left out "
@@ -26,6 +27,8 @@ NO_QEMU = (
 
 PASSED = 1
 """A guest that passes writes 0 to the debug-exit port; both Launchers make status 1 of it."""
+POWERED_OFF = 0
+"""On the lguest machine there is no such port: it powers off."""
 MEMORY = "64M"
 #: No display and no network: nothing that a guest here uses, only what would start more slowly.
 QEMU_MACHINE = (
@@ -45,6 +48,7 @@ class Booting:
     vcpus_option: str
     memory_option: str
     kernel_option: tuple[str, ...]
+    status: int = PASSED
 
     def command(self, kernel: Path, vcpus: int, append: str) -> list[str]:
         """The command line that boots `kernel`."""
@@ -69,7 +73,10 @@ class Booting:
         """Boot `kernel` and let it run to its end; PerfError unless it passes."""
         command = self.command(kernel, vcpus, append)
         name = f"{self.name} with {kernel.name}"
-        return run(name, command, timeout=timeout, status=PASSED, look=look)
+        ours = _environment()
+        return run(
+            name, command, timeout=timeout, status=self.status, look=look, environment=ours
+        )
 
 
 def ours() -> Booting:
@@ -82,6 +89,20 @@ def ours() -> Booting:
         "--vcpus",
         "--memory",
         (),
+    )
+
+
+def lguest(*, clocked: bool = False) -> Booting:
+    """smpguest's lguest machine; `clocked`: with a source of random numbers that tells the time."""
+    launcher = ("-m", "perf.clocked") if clocked else (os.fspath(ROOT / "launcher.py"),)
+    devices = ("--rng",) if clocked else ()
+    return Booting(
+        LGUEST,
+        (sys.executable, *launcher, "run", "--log-level", "error", "--machine", "lguest", *devices),
+        "--vcpus",
+        "--memory",
+        (),
+        POWERED_OFF,
     )
 
 
@@ -98,12 +119,17 @@ def run_stock(kernel: Path, wishes: Sequence[tuple[str, int]], *, timeout: float
 
     In a process of its own: one process can only ever load one libunicorn.
     """
-    environment = {key: value for key, value in os.environ.items() if key != "LIBUNICORN_PATH"}
-    environment["PYTHONPATH"] = os.fspath(ROOT)
+    environment = _environment()
+    environment.pop("LIBUNICORN_PATH", None)
     words = [f"{name}={count}" for name, count in wishes]
     command = [sys.executable, "-m", "perf.stock", os.fspath(kernel), *words]
     name = f"{STOCK} with {kernel.name}"
     return run(name, command, timeout=timeout, environment=environment).text
+
+
+def _environment() -> dict[str, str]:
+    """Ours, and a Python finds the project."""
+    return {**os.environ, "PYTHONPATH": os.fspath(ROOT)}
 
 
 def qemu_version() -> str:

@@ -10,6 +10,7 @@ from perf.errors import PerfError
 _BENCH = re.compile(r"^bench ([\w-]+) cpus=(\d+) ops=(\d+) cycles=(\d+)\b", re.M)
 _IPI = re.compile(r"^ipi: CPU 0 to CPU 1 and seen back: best (\d+) cycles, mean (\d+)", re.M)
 _HALT = re.compile(r"^halt: IPI ring of 2, .* (\d+) cycles a wake-up", re.M)
+_COST = re.compile(r"^cost ([\w-]+) median=(\d+) best=\d+ of=\d+", re.M)
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,14 @@ def bench_lines(text: str) -> list[BenchLine]:
     for line in found:
         if not line.ops or not line.cycles:
             raise PerfError(f"the benchmark's line for {line.name} is no figure: {line}")
+    return found
+
+
+def cost_cycles(text: str) -> dict[str, int]:
+    """Name of a way between Guest and Host -> cycles: the lines of cost.c."""
+    found = {name: int(median) for name, median in _COST.findall(text)}
+    if not found:
+        raise PerfError("the guest cost printed no figure")
     return found
 
 

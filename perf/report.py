@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from perf.aims import Aim, against_qemu, against_stock, all_aims, all_at_once
-from perf.contestants import OURS, QEMU, STOCK
+from perf.contestants import LGUEST, OURS, QEMU, STOCK
 from perf.loops import title
 from perf.machine import Load, Machine
 from perf.render import NONE, Report, Table, with_spread
@@ -35,6 +35,8 @@ def make(samples: Samples, run: Run, machine: Machine, load: Load, left_out: lis
         _latencies(samples, machine.tsc_mhz),
         _start(samples, run.vcpus),
         _memory(samples, run.vcpus),
+        _ways(samples, machine.tsc_mhz),
+        _lguest_start(samples),
     )
     report.tables += [table for table in tables if table.rows]
     report.summary += _summary(all_aims(samples, run.vcpus, free=free))
@@ -145,6 +147,57 @@ def _memory(samples: Samples, vcpus: int) -> Table:
         "While the guest demo works, the guest RAM that it touched included. Less is better.",
         ["what", OURS, QEMU, "× QEMU"],
         _against_qemu(samples, named),
+    )
+
+
+WAYS = (
+    ("hypercall that does nothing", "hypercall", ""),
+    ("hypercall in the ring, each of 64", "async", ""),
+    ("NOTIFY that the Launcher answers", "notify", "port"),
+    ("trap in the kernel, through the Host, and back", "trap0", "trap0"),
+    ("trap in ring 3, through the Host, and back", "trap3", "trap3"),
+    ("system call, a direct trap, and back", "syscall", "syscall"),
+    ("IPI until the handler runs, CPU awake", "ipi", "ipi"),
+    ("IPI until the handler runs, CPU halted", "ipi-halted", "ipi-halted"),
+    ("one-shot clock due until the handler runs", "clock", "clock"),
+    ("NOTIFY of a queue until its service has the request", "kick", ""),
+    ("a service's interrupt until the handler runs", "irq", ""),
+)
+"""What it is called in the table, and in guests/cost.c on the lguest machine and on the pc."""
+
+
+def _ways(samples: Samples, tsc_mhz: float) -> Table:
+    rows = []
+    for what, lguest, pc in WAYS:
+        cells = ((LGUEST, lguest), (OURS, pc), (QEMU, pc))
+        found = [samples.spread(who, Quantity.way(name)) for who, name in cells]
+        if found[0] is not None:
+            rows.append([what, *(with_spread(cell, 1 / tsc_mhz) for cell in found)])
+    return Table(
+        "The lguest machine, ways between Guest and Host: µs",
+        "Medians within the guest cost, less is better.  No other machine runs lguest's guests, so "
+        "beside it stands what the same guest finds on a pc, smpguest's and QEMU's: there a port "
+        "read takes the place of the NOTIFY, and traps, clock and IPIs never leave the engine.",
+        ["what", LGUEST, f"{OURS} pc", f"{QEMU} pc"],
+        rows,
+    )
+
+
+def _lguest_start(samples: Samples) -> Table:
+    named = (
+        ("to the first guest instruction", Quantity.first(1)),
+        ("to the end of the process", Quantity.whole(1)),
+    )
+    rows = [
+        [what, *(with_spread(samples.spread(who, quantity), 1000) for who in (LGUEST, OURS, QEMU))]
+        for what, quantity in named
+        if samples.spread(LGUEST, quantity) is not None
+    ]
+    return Table(
+        "The lguest machine, start of the smallest guest on 1 vCPU: ms",
+        "From starting the Launcher or QEMU; beside it a pc.  Less is better.",
+        ["what", LGUEST, f"{OURS} pc", f"{QEMU} pc"],
+        rows,
     )
 
 

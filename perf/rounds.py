@@ -10,13 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from perf import memory, tiny
-from perf.contestants import GUESTS, OURS, STOCK, Booting, run_stock
+from perf.contestants import GUESTS, OURS, STOCK, Booting, lguest, run_stock
 from perf.errors import PerfError
-from perf.parse import bench_lines, halt_cycles, ipi_cycles
+from perf.parse import bench_lines, cost_cycles, halt_cycles, ipi_cycles
 from perf.process import Look
 from perf.samples import Quantity, Samples
 
-GUESTS_OF = {"loops": ("bench",), "latency": ("ipi", "halt"), "start": (), "memory": ("demo",)}
+GUESTS_OF = {
+    "loops": ("bench",),
+    "latency": ("ipi", "halt"),
+    "start": (),
+    "memory": ("demo",),
+    "lguest": ("cost",),
+}
 PARTS = tuple(GUESTS_OF)
 TIMEOUT = 300.0
 """Seconds for one run; a contestant that needs longer hangs."""
@@ -64,6 +70,7 @@ class Rounds:
             "latency": self._latency,
             "start": self._start,
             "memory": self._memory,
+            "lguest": self._lguest,
         }
         for part in self._plan.parts:
             for guest in GUESTS_OF[part]:
@@ -138,11 +145,14 @@ class Rounds:
             kernel = tiny.write(Path(folder))
             for vcpus in sorted({1, self._plan.vcpus}):
                 for contestant in self._booting:
-                    with self._forgiving():
-                        self._tell(contestant.name, "the smallest guest", vcpus)
-                        times = contestant.boot(kernel, vcpus, timeout=TIMEOUT)
-                        self._add(contestant.name, Quantity.first(vcpus), times.first)
-                        self._add(contestant.name, Quantity.whole(vcpus), times.whole)
+                    self._start_of(contestant, kernel, vcpus)
+
+    def _start_of(self, contestant: Booting, kernel: Path, vcpus: int) -> None:
+        with self._forgiving():
+            self._tell(contestant.name, "the smallest guest", vcpus)
+            times = contestant.boot(kernel, vcpus, timeout=TIMEOUT)
+            self._add(contestant.name, Quantity.first(vcpus), times.first)
+            self._add(contestant.name, Quantity.whole(vcpus), times.whole)
 
     def _memory(self) -> None:
         for vcpus in sorted({1, self._plan.vcpus}):
@@ -159,6 +169,25 @@ class Rounds:
             if seen.workers:
                 one = sum(seen.workers) / len(seen.workers)
                 self._add(contestant.name, Quantity.worker(vcpus), one)
+
+    def _lguest(self) -> None:
+        """The lguest machine, and the same guest where there is a pc."""
+        for contestant in self._booting:
+            with self._forgiving():
+                self._ways(contestant, self._kernel("cost"))
+        with self._forgiving():
+            self._ways(lguest(clocked=True), GUESTS / "lguest" / "cost.elf", "clock")
+        with tempfile.TemporaryDirectory() as folder:
+            if "start" not in self._plan.parts:
+                for contestant in self._booting:
+                    self._start_of(contestant, tiny.write(Path(folder)), 1)
+            self._start_of(lguest(), tiny.write_lguest(Path(folder)), 1)
+
+    def _ways(self, contestant: Booting, kernel: Path, append: str = "") -> None:
+        self._tell(contestant.name, "cost", self._plan.vcpus)
+        run = contestant.boot(kernel, self._plan.vcpus, append, timeout=TIMEOUT)
+        for name, cycles in cost_cycles(run.text).items():
+            self._add(contestant.name, Quantity.way(name), cycles)
 
     # Common -----------------------------------------------------------------------------
 

@@ -41,6 +41,11 @@ class Quantity:
     IPI_MEAN = "latency/ipi-mean"
     HALT = "latency/halt"
 
+    #: Cycles of one way between Guest and Host, as guests/cost.c calls it.
+    @staticmethod
+    def way(name: str) -> str:
+        return f"way/{name}"
+
     #: Seconds until the first guest instruction, and until the run has ended.
     @staticmethod
     def first(vcpus: int) -> str:

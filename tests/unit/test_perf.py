@@ -22,13 +22,16 @@ from perf import (
     stock,
     tiny,
 )
-from perf.contestants import OURS, QEMU, STOCK, Booting
+from perf.contestants import LGUEST, OURS, QEMU, STOCK, Booting
 from perf.errors import PerfError
 from perf.machine import Load, Machine, Versions, busy_seconds, cpu_model
 from perf.process import Look, Run, run
-from perf.render import Report, Table, as_markdown, as_text, number, with_spread
+from perf.render import NONE, Report, Table, as_markdown, as_text, number, with_spread
 from perf.samples import Quantity, Samples
 from perf.stats import Spread, paired, spread
+from runtime.lguest.loader import looks_like_lguest
+from runtime.loader.image import read_image
+from switcher import binding
 from tests.helpers.launch import guest
 
 # Statistics -------------------------------------------------------------------------
@@ -62,6 +65,17 @@ def test_every_loop_of_the_guest_has_a_title_and_every_aim_a_loop() -> None:
 
 
 # What guests print --------------------------------------------------------------------
+
+
+def test_cost_lines() -> None:
+    text = (
+        "cost: 32-bit, 2 CPUs\n"
+        "cost ipi-halted median=1700 best=900 of=300\n"
+        "cost: PASS (TSC 2445 MHz)\n"
+    )
+    assert parse.cost_cycles(text) == {"ipi-halted": 1700}
+    with pytest.raises(PerfError, match="no figure"):
+        parse.cost_cycles("cost: PASS\n")
 
 
 def test_bench_lines() -> None:
@@ -196,6 +210,18 @@ def test_report_converts_units() -> None:
         ("Start of the smallest guest: ms", "2 vCPUs: to the first guest instruction"): "250",
         ("Memory (PSS): MiB", "1 vCPU: all processes"): "12.5",
     }
+
+
+def test_report_of_the_lguest_machine() -> None:
+    samples = Samples()
+    samples.add(1, LGUEST, Quantity.way("notify"), 6000.0)
+    samples.add(1, OURS, Quantity.way("port"), 4000.0)
+    samples.add(1, LGUEST, Quantity.way("hypercall"), 5000.0)
+    samples.add(1, OURS, Quantity.way("hypercall"), 1.0)  # there is none: not to be shown
+    samples.add(1, LGUEST, Quantity.first(1), 0.125)
+    ways, start = made(samples).tables
+    assert [row[1:] for row in ways.rows] == [["2.5", NONE, NONE], ["3", "2", NONE]]
+    assert [row[1:] for row in start.rows] == [["125", NONE, NONE]]
 
 
 def test_report_says_which_aims_are_missed() -> None:
@@ -350,6 +376,21 @@ def test_tiny_is_a_multiboot_image() -> None:
     assert image[entry - load :].startswith(b"\x66\xba\xf8\x03")  # mov dx, 0x3f8
 
 
+def test_tiny_of_the_lguest_machine(tmp_path: Path) -> None:
+    path = tiny.write_lguest(tmp_path)
+    image = path.read_bytes()
+    assert looks_like_lguest(read_image(path))
+    offset, _, physical, in_file = struct.unpack_from("<4I", image, 52 + 4)
+    memory = image[offset : offset + in_file]
+    calls = [tiny.LGUEST_CODE[at : at + 10] for at in (0, 12, 24)]
+    numbers = [struct.unpack("<xIxI", call) for call in calls]
+    assert [number for number, _ in numbers] == [1, 17, 2]
+    data, text, words = (address - physical for _, address in numbers)
+    assert memory[text : text + 2] == b"!\0"
+    assert memory[words : words + 11] == b"Power down\0"
+    assert len(memory) == data + binding.ffi.sizeof("struct lguest_data")
+
+
 # Functions of an ELF file, run by the stock engine ---------------------------------------
 
 # bench_lock(count, buffer): load the arguments; lock inc of the buffer, count times; return
@@ -432,6 +473,7 @@ def test_stock_engine_runs_one_function(
 CONSOLE = {
     "bench": "bench store cpus=1 ops=800 cycles=1600\n",
     "ipi": "ipi: CPU 0 to CPU 1 and seen back: best 1690 cycles, mean 4538\n",
+    "cost": "cost port median=2000 best=1 of=9\ncost irq median=3000 best=2 of=9\n",
     "halt": "halt: IPI ring of 2, 1 at once: 9 rounds, 9 halts, 7028 cycles a wake-up\n",
 }
 
@@ -452,7 +494,7 @@ def booted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, s
         boots.append((STOCK, kernel.stem, 1, str(wishes)))
         return "bench store cpus=1 ops=100 cycles=2000\n"
 
-    for name in ("bench", "ipi", "halt", "demo"):
+    for name in ("bench", "ipi", "halt", "demo", "cost"):
         (tmp_path / f"{name}.elf").touch()
     monkeypatch.setattr(Booting, "boot", boot)
     monkeypatch.setattr(rounds, "run_stock", stock)
@@ -495,10 +537,27 @@ def test_one_vcpu_needs_no_second_machine(booted: list[tuple[str, str, int, str]
 
 def test_every_part_is_taken(booted: list[tuple[str, str, int, str]]) -> None:
     samples = take("--rounds", "1")
-    assert {kernel for _, kernel, _, _ in booted} == {"bench", "ipi", "halt", "tiny", "demo"}
+    kernels = {kernel for _, kernel, _, _ in booted}
+    assert kernels == {"bench", "ipi", "halt", "tiny", "demo", "cost"}
     assert samples.series(QEMU, Quantity.IPI_MEAN) == {1: 4538}
     assert samples.series(QEMU, Quantity.HALT) == {1: 7028}
     assert samples.series(OURS, Quantity.whole(2)) == {1: 0.5}
+
+
+def test_the_lguest_machine_stands_beside_the_pc(booted: list[tuple[str, str, int, str]]) -> None:
+    samples = take("--rounds", "2", "--part", "lguest")
+    one_round = [
+        (OURS, "cost", 2, ""),
+        (QEMU, "cost", 2, ""),
+        (LGUEST, "cost", 2, "clock"),
+        (OURS, "tiny", 1, ""),
+        (QEMU, "tiny", 1, ""),
+        (LGUEST, "tiny", 1, ""),
+    ]
+    assert booted == one_round * 2
+    assert samples.series(LGUEST, Quantity.way("irq")) == {1: 3000, 2: 3000}
+    assert samples.series(QEMU, Quantity.way("port")) == {1: 2000, 2: 2000}
+    assert samples.series(LGUEST, Quantity.whole(1)) == {1: 0.5, 2: 0.5}
 
 
 def test_a_guest_that_is_not_built(booted: list[tuple[str, str, int, str]], tmp_path: Path) -> None:
