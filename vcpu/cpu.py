@@ -36,6 +36,10 @@ class VCpu:
     def do_hypercalls(self) -> None:
         """The lguest machine's (vcpu/lguest); the pc has none."""
 
+    def look(self) -> bool:
+        """May somebody want something of this vCPU?  On the pc it seldom comes out for less."""
+        return True
+
     def deliver_interrupt(self) -> None:
         """Likewise: on the pc the Switcher does it when the Guest is entered."""
 

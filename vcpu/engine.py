@@ -50,7 +50,7 @@ class Engine:
 
     def run(self) -> int:
         """Enter the Guest; `enum smp_exit`.  What a user's hook raised is raised here."""
-        reason = int(self._run(self.handle))
+        reason: int = self._run(self.handle)
         failed = getattr(self.uc, "_hook_exception", None)
         if failed is not None:
             self.uc._hook_exception = None

@@ -21,17 +21,17 @@ def run_guest(cpu: VCpu) -> None:
         cpu.do_hypercalls()
         if cpu.pending_notify is not None:
             cpu.send_notify()
+            continue  # there may be more hypercalls behind it
 
-        # What others ask of this vCPU.
-        if cpu.pause_wanted:
-            cpu.freeze()
-        if cpu.orphaned:
-            return
-
-        # One interrupt at most.
-        cpu.deliver_interrupt()
-        if cpu.dead:
-            return
+        # What others ask of this vCPU, if there may be anything; one interrupt at most.
+        if cpu.look():
+            if cpu.pause_wanted:
+                cpu.freeze()
+            if cpu.orphaned:
+                return
+            cpu.deliver_interrupt()
+            if cpu.dead:
+                return
 
         # Asleep until somebody sends something; then look at everything again,
         # because it may have been a pause or the end.

@@ -45,8 +45,12 @@ bool smp_write_is_fast(struct uc_struct *uc, const void *host)
     struct smp_engine *s = uc->smp;
     uint64_t offset = offset_of(s, host);
 
+    if (offset == OUTSIDE) {
+        /* The Switcher's registers page: nobody executes it. */
+        return s->regs && ((uintptr_t)host ^ (uintptr_t)s->regs) < 4096;
+    }
     /* Only we set and clear our bit; translators wait until we have cleared it. */
-    return offset != OUTSIDE && (load(&s->pages[offset >> 12]) & s->fast_bit);
+    return load(&s->pages[offset >> 12]) & s->fast_bit;
 }
 
 bool smp_own_code(struct uc_struct *uc, const void *host)

@@ -296,6 +296,7 @@ static int run(struct smp_engine *s)
         case EXCP_HALTED:
             if (s->control->machine == SMP_MACHINE_LGUEST) {
                 cpu->halted = 0; /* the Switcher's HLT: back in the Host */
+                s->vcpu->counters.hypercalls += s->regs->trapnum == LGUEST_TRAP_ENTRY;
                 return SMP_EXIT_TRAP;
             }
             s->vcpu->counters.halts++;
@@ -323,6 +324,9 @@ int smp_run(void *handle)
     smp_enter_guest(s->control, s->index);
     smp_set_state(s->control, s->index, SMP_RUNNING);
     s->force = 1; /* posts and events from while we were outside */
+    if (s->regs) {
+        s->regs->trapnum = LGUEST_SWITCHER_TRAP; /* a fault of the Switcher itself leaves it so */
+    }
     uc->nested_level = 1;
     uc->emulation_done = false;
     uc->invalid_error = UC_ERR_OK;

@@ -33,6 +33,7 @@ struct smp_engine {
     uint64_t fast_bit;         /* ours in a page word: may have fast write entries */
     struct smp_control *control;
     struct smp_vcpu *vcpu;
+    struct lguest_regs *regs;  /* lguest: at the end of this vCPU's registers page */
     struct uc_struct *uc;
     uint8_t *ram;
     uint64_t ram_size;

@@ -122,12 +122,17 @@ static struct smp_engine *engine(void *handle)
     return ((struct uc_struct *)handle)->smp;
 }
 
-/* The Guest's registers where the text has put them. */
-void smp_lguest_read_regs(struct smp_control *c, uint32_t vcpu, struct smp_regs *out)
+/* The Guest's registers where the text puts them. */
+static struct lguest_regs *registers_of(struct smp_control *c, uint32_t vcpu)
 {
     uint32_t page = SMP_SWITCHER_TEXT_PAGES + SMP_SWITCHER_VCPU_PAGES * vcpu + 1;
-    const struct lguest_regs *r =
-        (const struct lguest_regs *)((char *)c + c->switcher_offset + page * 4096ull) - 1;
+
+    return (struct lguest_regs *)((char *)c + c->switcher_offset + page * 4096ull) - 1;
+}
+
+void smp_lguest_read_regs(struct smp_control *c, uint32_t vcpu, struct smp_regs *out)
+{
+    const struct lguest_regs *r = registers_of(c, vcpu);
     const uint32_t gpr[8] = { r->eax, r->ecx, r->edx, r->ebx, r->esp, r->ebp, r->esi, r->edi };
     const uint32_t segments[6] = { r->es, r->cs, r->ss, r->ds, r->fs, r->gs };
 
@@ -169,6 +174,7 @@ void smp_lguest_reset(void *handle)
     cpu_x86_update_cr0(env, CR0_LGUEST);
     cpu_x86_update_cr4(env, CR4_OSFXSR_MASK | CR4_OSXMMEXCPT_MASK);
     s->vcpu->linear = 1;
+    s->regs = registers_of(s->control, s->index);
     load_segment(env, R_CS, LGUEST_GDT_CS, DESC_CS_MASK);
     for (int i = 0; i < 6; i++) {
         if (i != R_CS) {

@@ -6,10 +6,12 @@ out: the Switcher's text has put them there, and takes them from there (switcher
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from typing import Any
 
 from switcher.binding import constants as c
+from switcher.binding import ffi
 from switcher.pages import PAGE, SWITCHER_ADDRESS, registers_page, state_page
 from vcpu.cpu import VCpu
 from vcpu.engine import Engine
@@ -20,6 +22,10 @@ from vcpu.lguest.segments import KERNEL_CS, KERNEL_DS, Tables
 EFLAGS_START = 0x202
 CACHED_PGDIRS = 4
 UP = 2
+TRAP = c["SMP_EXIT_TRAP"]
+FRAME = struct.Struct("<5I")
+FRAME_AT = ffi.offsetof("struct lguest_regs", "eip")
+"""eip, cs, eflags, esp, ss: the last words of the registers."""
 
 
 class LguestCpu(VCpu):
@@ -32,16 +38,24 @@ class LguestCpu(VCpu):
         ffi = switcher.ffi
         self._ram = ram
         self._engine_handle = engine.handle
-        registers = ffi.from_buffer(registers_page(control, index))
+        page = registers_page(control, index)
+        registers = ffi.from_buffer(page)
         offset = PAGE - ffi.sizeof("struct lguest_regs")
         self.regs: Any = ffi.cast("struct lguest_regs *", ffi.addressof(registers, offset))
         state = ffi.from_buffer(state_page(control, index))
         self._state: Any = ffi.cast("struct lguest_ro_state *", state)
         self._keep = (registers, state)
+        self.words = page[offset:]
+        self._counters = self._page.counters
+        self._all = [switcher.lib.smp_vcpu(control, i) for i in range(control.vcpus)]
         self.data_size: int = ffi.sizeof("struct lguest_data")
         self.memory = Memory(switcher, control, ram, self.kill_guest)
         self.vcpus = int(control.vcpus)
         self.tsc_khz = int(control.tsc_khz)
+        self.hypercall_wanted = False
+        self.must_look = True
+        """Something was left to do at the last look, or the Guest was brought out for it."""
+        self._wake = -1  # as it was at the last look
         self._up = False
 
     # Birth, start, stop -----------------------------------------------------------
@@ -66,16 +80,17 @@ class LguestCpu(VCpu):
         self.next_hcall = 0
         self.pending_notify = None
         self.hypercall_wanted = False
-        self.halt_wanted = False
         self.ts = 0
         self.ss1 = self.esp1 = self._stack_pages = 0
         self._page.irqs_pending = 0
         self._up = True
+        self.halted = False
 
     def go_down(self) -> None:
         """CPU_DOWN: stand still until somebody starts this vCPU again."""
         self.set_clock(0)
         self._up = False
+        self.halted = True
         self._page.up = 0
 
     @property
@@ -85,26 +100,37 @@ class LguestCpu(VCpu):
 
     def attach_data(self, address: int) -> Any:
         """The Guest's `struct lguest_data` is there (checked by the caller)."""
-        self.data = self._ffi.cast("struct lguest_data *", self._ram + address)
-        return self.data
+        self.data = data = self._ffi.cast("struct lguest_data *", self._ram + address)
+        self.ring_status = memoryview(self._ffi.buffer(data.hcall_status)).cast("B")
+        self.ring_calls = memoryview(self._ffi.buffer(data.hcalls))
+        return data
 
     # What run_guest() asks ----------------------------------------------------------
 
-    @property
-    def halted(self) -> bool:
-        """HALT, or not started."""
-        return not self._up or self.halt_wanted
+    halted = True
+    """HALT, or not started."""
 
     def do_hypercalls(self) -> None:
         """If the Guest came out for one."""
-        if self._up and self.hypercall_wanted:
-            self._page.counters.hypercalls += 1
-            hypercalls.do_hypercalls(self)
+        hypercalls.do_hypercalls(self)
+
+    def look(self) -> bool:
+        """Has anybody kicked since the last look, or was not everything done then?
+
+        Whoever wants something of a vCPU leaves word first and then counts up its `wake`
+        (smp_kick), so one word that has not changed says that there is nothing new.
+        """
+        wake = self._page.wake
+        if wake == self._wake and not self.must_look:
+            return False
+        self._wake = wake
+        self.must_look = False
+        return True
 
     def send_notify(self) -> None:
         """To the eventfd bound to that address, else to the Launcher, who answers when done."""
         address, self.pending_notify = self.pending_notify, None
-        counters = self._page.counters
+        counters = self._counters
         if self._lib.smp_notify(self._control, 0, address):
             counters.notify_eventfd += 1
             return
@@ -132,19 +158,18 @@ class LguestCpu(VCpu):
                 return
         if self._page.state != lib.SMP_HALTED:
             lib.smp_set_state(self._control, self.index, lib.SMP_HALTED)
-        self._page.counters.halt_sleeps += 1
+        self._counters.halt_sleeps += 1
         lib.smp_sleep(self._control, self.index, -1)
 
     look_again_after_sleep = True
 
     def switch_to_guest(self) -> int:
-        """Through the Switcher; a fault of its own leaves `trapnum` as it is set here."""
-        self.regs.trapnum = c["LGUEST_SWITCHER_TRAP"]
-        return super().switch_to_guest()
+        """Through the Switcher and back."""
+        return self._engine.run()
 
     def handle_exit(self, reason: int) -> None:
         """A trap, or what every machine has."""
-        if reason == self._lib.SMP_EXIT_TRAP:
+        if reason == TRAP:
             traps.handle_trap(self)
         else:
             super().handle_exit(reason)
@@ -153,8 +178,11 @@ class LguestCpu(VCpu):
 
     def pending_irqs(self) -> int:
         """The bitmap of those that are pending and not blocked; 0 before INIT."""
-        pending = int(self._lib.smp_take_irqs(self._control, self.index))
-        if not pending or self.data is None:
+        pending: int = self._lib.smp_take_irqs(self._control, self.index)
+        if not pending:
+            return 0
+        self.must_look = True
+        if self.data is None:
             return 0
         return pending & ~int(self.data.blocked_interrupts)
 
@@ -172,19 +200,26 @@ class LguestCpu(VCpu):
 
     def count_interrupt(self) -> None:
         """For --stats."""
-        self._page.counters.interrupts += 1
+        self._counters.interrupts += 1
 
-    def count_async(self) -> None:
+    def count_async(self, calls: int) -> None:
         """For --stats."""
-        self._page.counters.async_hypercalls += 1
+        self._counters.async_hypercalls += calls
 
     def count_reflected(self) -> None:
         """For --stats."""
-        self._page.counters.reflected += 1
+        self._counters.reflected += 1
 
-    def ring_status(self) -> bytes:
-        """One look at the async ring's 64 status bytes."""
-        return bytes(self._ffi.buffer(self.data.hcall_status))
+    # The interrupted Guest --------------------------------------------------------------
+
+    @property
+    def frame(self) -> tuple[int, ...]:
+        """Where the Guest was interrupted: eip, cs, eflags, esp, ss."""
+        return FRAME.unpack_from(self.words, FRAME_AT)
+
+    @frame.setter
+    def frame(self, words: tuple[int, int, int, int, int]) -> None:
+        FRAME.pack_into(self.words, FRAME_AT, *words)
 
     # Page tables -----------------------------------------------------------------------
 
@@ -263,7 +298,7 @@ class LguestCpu(VCpu):
 
     def send_ipi(self, index: int, irq: int) -> None:
         """Ignored by a vCPU that does not run."""
-        if self._lib.smp_vcpu(self._control, index).up:
+        if self._all[index].up:
             self._lib.smp_set_interrupt(self._control, index, irq)
 
     def route_irq(self, irq: int, index: int) -> None:

@@ -7,6 +7,7 @@ synchronous call, before that call is done.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,15 @@ from vcpu.lguest.segments import GUEST_PL, LINUX_SYSCALL, GuestMistakeError
 if TYPE_CHECKING:
     from vcpu.lguest.cpu import LguestCpu
 
-Arguments = tuple[int, int, int, int]
 Call = Callable[["LguestCpu", int, int, int, int], None]
 
 INIT = 1
 RING = 64
 FREE = 0xFF
+NOTHING_QUEUED = bytes([FREE]) * RING
+CALL = struct.Struct("<5I")
+"""lguest's `struct hcall_args`, a number and four arguments: in the ring, and the first words of
+the registers (eax, ebx, ecx, edx, esi)."""
 MESSAGE = 128
 RESTART = 2
 POWER_DOWN = "Power down"
@@ -34,45 +38,44 @@ PAGE = 4096
 
 
 def do_hypercalls(cpu: LguestCpu) -> None:
-    """What the Guest asked for when it last came out; the ring first."""
-    if not cpu.initialised:
+    """What the Guest asked for when it last came out, if it came out for that; the ring first."""
+    if not cpu.hypercall_wanted:
+        return
+    if cpu.data is None:
         _initialise(cpu)
         cpu.hypercall_wanted = False
         return
-    _do_ring(cpu)
+    status = cpu.ring_status.tobytes()
+    if status != NOTHING_QUEUED:
+        _do_ring(cpu, status)
     # A NOTIFY in the ring has to be served first; this call then waits for the next round.
     if cpu.pending_notify is None:
-        regs = cpu.regs
-        do_hypercall(cpu, regs.eax, (regs.ebx, regs.ecx, regs.edx, regs.esi))
+        do_hypercall(cpu, CALL.unpack_from(cpu.words))
         cpu.hypercall_wanted = False
 
 
-def _do_ring(cpu: LguestCpu) -> None:
-    """do_async_hcalls(): one look at the 64 status bytes, and what was there in order."""
-    data = cpu.data
-    status = cpu.ring_status()
-    if status.count(FREE) == RING:
-        return
-    for _ in range(RING):
+def _do_ring(cpu: LguestCpu, status: bytes) -> None:
+    """do_async_hcalls(): `status` is one look at the 64 bytes; what was there then, in order."""
+    done = 0
+    while done < RING and cpu.pending_notify is None:
         slot = cpu.next_hcall
         if status[slot] == FREE:
             break
         cpu.next_hcall = (slot + 1) % RING
-        words = [data.hcalls[5 * slot + word] for word in range(5)]
-        cpu.count_async()
-        do_hypercall(cpu, words[0], (words[1], words[2], words[3], words[4]))
-        data.hcall_status[slot] = FREE
-        if cpu.pending_notify is not None:
-            break
+        done += 1
+        do_hypercall(cpu, CALL.unpack_from(cpu.ring_calls, CALL.size * slot))
+        cpu.ring_status[slot] = FREE
+    cpu.count_async(done)
 
 
-def do_hypercall(cpu: LguestCpu, number: int, arguments: Arguments) -> None:
+def do_hypercall(cpu: LguestCpu, words: tuple[int, ...]) -> None:
     """One call; a mistake kills the Guest."""
+    number, a, b, c, d = words
     call = CALLS.get(number)
     try:
         if call is not None:
-            call(cpu, *arguments)
-        elif not smp.do_hypercall(cpu, number, arguments):
+            call(cpu, a, b, c, d)
+        elif not smp.do_hypercall(cpu, number, (a, b, c, d)):
             cpu.kill_guest(f"Bad hypercall {signed(number)}")
     except GuestMistakeError as mistake:
         cpu.kill_guest(str(mistake))
@@ -200,7 +203,7 @@ def _set_clockevent(cpu: LguestCpu, delta: int, *_rest: int) -> None:
 
 
 def _halt(cpu: LguestCpu, *_rest: int) -> None:
-    cpu.halt_wanted = True
+    cpu.halted = True
 
 
 def _notify(cpu: LguestCpu, address: int, *_rest: int) -> None:

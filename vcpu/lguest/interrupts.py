@@ -49,9 +49,9 @@ def _try_deliver(cpu: LguestCpu, irq: int) -> bool:
     # In the middle of its iret the Guest asked to be left alone.
     if cpu.noirq_start <= cpu.regs.eip < cpu.noirq_end:
         return False
-    if cpu.halt_wanted:
+    if cpu.halted:
         data.irq_enabled = EFLAGS_IF  # its HLT was "sti; hlt"
-        cpu.halt_wanted = False
+        cpu.halted = False
     elif not data.irq_enabled:
         data.irq_pending = EFLAGS_IF
         return False
@@ -84,27 +84,21 @@ def set_guest_interrupt(cpu: LguestCpu, low: int, high: int, code: int | None = 
 
     The start of the stack is translated once and walked down physically, as lguest does.
     """
-    regs, memory = cpu.regs, cpu.memory
-    frame = [regs.eflags, regs.cs, regs.eip] + ([] if code is None else [code])
-    if regs.ss & 3 != GUEST_PL:
-        stack, segment = cpu.esp1, cpu.ss1
-        frame = [regs.ss, regs.esp, *frame]
-    else:
-        stack, segment = regs.esp, regs.ss
-    flags = -3 if code is None else -4
-    if cpu.initialised and not cpu.data.irq_enabled & EFLAGS_IF:
-        frame[flags] &= ~EFLAGS_IF
-    physical = memory.guest_pa(stack)
-    for value in frame:
-        physical = (physical - 4) & WORD
-        memory.write_word(physical, value)
-    regs.ss = segment
-    regs.esp = (stack - 4 * len(frame)) & WORD
-    regs.cs = KERNEL_CS
-    regs.eip = low & 0xFFFF | high & 0xFFFF0000
+    eip, cs, eflags, esp, ss = cpu.frame
+    data, memory = cpu.data, cpu.memory
+    seen = eflags
+    if data is not None and not data.irq_enabled & EFLAGS_IF:
+        seen &= ~EFLAGS_IF
+    pushed = [seen, cs, eip] if code is None else [seen, cs, eip, code]
+    if ss & 3 != GUEST_PL:
+        pushed = [ss, esp, *pushed]
+        esp, ss = cpu.esp1, cpu.ss1
+    memory.push(memory.guest_pa(esp), pushed)
+    handler = low & 0xFFFF | high & 0xFFFF0000
+    cpu.frame = (handler, KERNEL_CS, eflags, (esp - 4 * len(pushed)) & WORD, ss)
     if gate_type(high) == GATE_INTERRUPT:
-        if cpu.initialised:
-            cpu.data.irq_enabled = 0
+        if data is not None:
+            data.irq_enabled = 0
         else:
             cpu.kill_guest("Disabling interrupts")
 

@@ -21,6 +21,7 @@ ENTRIES = 1024
 BAD_ADDRESS = ADDRESSES - 1
 """What guest_pa() gives for an address that is not mapped; the Guest is dead then."""
 
+_FRAMES = [struct.Struct(f"<{words}I") for words in range(7)]
 Kill = Callable[[str], None]
 
 
@@ -42,6 +43,8 @@ class Memory:
         self._control = control
         self._ram = ram
         self._bytes = memoryview(switcher.ffi.buffer(ram, control.ram_size))
+        self._words = self._bytes.cast("B").cast("I")
+        self._end: int = control.pfn_limit * PAGE
         self._kill = kill
         self.pgdir: int | None = None
         """The page directory, or None: linear, virtual is physical."""
@@ -53,7 +56,7 @@ class Memory:
         the last page is out of reach.
         """
         end = (address + length) % ADDRESSES
-        return end // PAGE < self._control.pfn_limit and end >= address
+        return address <= end < self._end
 
     def read(self, address: int, length: int) -> bytes:
         """lgread() of `length` bytes; zeros if that is not the Guest's, and it is killed."""
@@ -64,6 +67,8 @@ class Memory:
 
     def read_word(self, address: int) -> int:
         """lgread() of 32 bits."""
+        if not address & 3 and address + 4 < self._end:  # address_ok(), where most come by
+            return self._words[address >> 2]
         return int.from_bytes(self.read(address, 4), "little")
 
     def write_word(self, address: int, value: int) -> None:
@@ -72,6 +77,17 @@ class Memory:
             self._kill(f"bad write address {hexadecimal(address)} len 4")
             return
         self._lib.smp_lguest_store(self._control, self._ram, address, value & 0xFFFFFFFF)
+
+    def push(self, address: int, values: list[int]) -> None:
+        """push_guest_stack() of each: 32 bits below the one before, the first below `address`."""
+        low = address - 4 * len(values)
+        if low >= 0 and address < self._end:
+            data = _FRAMES[len(values)].pack(*values[::-1])
+            self._lib.smp_dma_write(self._control, self._ram, low, data, len(data))
+            return
+        for value in values:
+            address = (address - 4) % ADDRESSES
+            self.write_word(address, value)
 
     def words(self, address: int, count: int) -> tuple[int, ...]:
         """`count` 32-bit words."""
@@ -86,10 +102,9 @@ class Memory:
         """
         if self.pgdir is None:
             return virtual
-        directory = self.read_word(self.directory_slot(virtual))
-        entry = 0
-        if directory & PRESENT:
-            entry = self.read_word(self._table_slot(directory, virtual))
+        entry = self.read_word((self.pgdir & ~0xFFF) + (virtual >> 22) * 4)
+        if entry & PRESENT:
+            entry = self.read_word((entry & ~0xFFF) + (virtual >> 10 & 0xFFC))
         if not entry & PRESENT:
             self._kill(f"Bad address {hexadecimal(virtual)}")
             return BAD_ADDRESS

@@ -33,7 +33,8 @@ def handle_trap(cpu: LguestCpu) -> None:
         cpu.hypercall_wanted = True
         return
     if FIRST_EXTERNAL <= vector < VECTORS:
-        return  # an interrupt of the Host's: a kick; what it is about is seen at the loop's top
+        cpu.must_look = True  # an interrupt of the Host's: a kick
+        return
     if vector == PROTECTION:
         if regs.errcode == 0 and _emulate(cpu):
             return
