@@ -5,9 +5,10 @@
  * and when the Guest takes one is its own vCPU's business (vcpu/lguest).
  *
  * irqs_pending against sleep and run: the sender sets the bit, then the event,
- * then kicks (smp_event); the owner takes the events first and reads the bits
- * afterwards (smp_take_irqs).  A bit set after that reading comes with an event
- * that is still there, so neither smp_sleep() nor the Guest goes on for long.
+ * then kicks (smp_event); the owner takes the events first (smp_take_irqs) and
+ * reads the bits, and `pause` and `up`, afterwards.  What is set after that
+ * reading comes with an event that is still there, so neither smp_sleep() nor
+ * the Guest goes on for long.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE

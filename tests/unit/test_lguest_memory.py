@@ -56,9 +56,11 @@ def make_world(pages: int = PAGES) -> World:
         value = struct.unpack("<I", bytes(view[address : address + 4]))[0]
         view[address : address + 4] = struct.pack("<I", value | bits)
 
-    switcher = SimpleNamespace(
-        ffi=ffi, lib=SimpleNamespace(smp_lguest_store=store, smp_lguest_or=add)
-    )
+    def write(_control: Any, _ram: Any, address: int, data: bytes, length: int) -> None:
+        view[address : address + length] = data
+
+    lib = SimpleNamespace(smp_lguest_store=store, smp_lguest_or=add, smp_dma_write=write)
+    switcher = SimpleNamespace(ffi=ffi, lib=lib)
     control = SimpleNamespace(ram_size=pages * PAGE, pfn_limit=pages, keep=ram)
     kills: list[str] = []
     return World(Memory(switcher, control, ram, kills.append), view, kills)
@@ -96,6 +98,16 @@ def test_a_word_is_written_inside_or_nowhere(address: int) -> None:
     else:
         assert world.word(address) == 0xDDCCBBAA
         assert sum(map(bool, world.ram)) == 4
+
+
+@given(ADDRESS, st.lists(st.integers(0, (1 << 32) - 1), min_size=3, max_size=6))
+def test_a_frame_is_pushed_as_word_by_word(address: int, values: list[int]) -> None:
+    at_once, each = make_world(), make_world()
+    at_once.memory.push(address, values)
+    for number, value in enumerate(values, 1):
+        each.memory.write_word((address - 4 * number) % (1 << 32), value)
+    assert at_once.kills == each.kills
+    assert bytes(at_once.ram) == bytes(each.ram)
 
 
 def paged() -> World:

@@ -118,13 +118,15 @@ class LguestCpu(VCpu):
         """Has anybody kicked since the last look, or was not everything done then?
 
         Whoever wants something of a vCPU leaves word first and then counts up its `wake`
-        (smp_kick), so one word that has not changed says that there is nothing new.
+        (smp_kick), so one word that has not changed says that there is nothing new.  The events
+        are taken here, before anything else is looked at: what comes later brings the Guest out.
         """
         wake = self._page.wake
         if wake == self._wake and not self.must_look:
             return False
         self._wake = wake
         self.must_look = False
+        self._lib.smp_take_irqs(self._control, self.index)
         return True
 
     def send_notify(self) -> None:
@@ -151,11 +153,9 @@ class LguestCpu(VCpu):
         if self._up:
             if self.pending_irqs():
                 return
-        else:
-            lib.smp_take_irqs(self._control, self.index)
-            if self._page.up == UP:
-                self.start()
-                return
+        elif self._page.up == UP:
+            self.start()
+            return
         if self._page.state != lib.SMP_HALTED:
             lib.smp_set_state(self._control, self.index, lib.SMP_HALTED)
         self._counters.halt_sleeps += 1
@@ -178,7 +178,7 @@ class LguestCpu(VCpu):
 
     def pending_irqs(self) -> int:
         """The bitmap of those that are pending and not blocked; 0 before INIT."""
-        pending: int = self._lib.smp_take_irqs(self._control, self.index)
+        pending: int = self._page.irqs_pending
         if not pending:
             return 0
         self.must_look = True
