@@ -95,7 +95,7 @@ def test_pause_and_resume(tmp_path: Path, what: str) -> None:
 
 
 def test_paused_it_stands_still(tmp_path: Path) -> None:
-    """A word that the Guest counts up does not change while it is paused, and changes afterwards."""
+    """A word that the Guest counts up does not change while it is paused, but afterwards."""
     source = f"{GO} incl 0x200000; xor %eax, %eax; int $0x1f; jmp go"
     kernel = write_file(tmp_path, elf(assemble(tmp_path, source), CODE))
     with Machine(kernel, memory="16M", console="capture") as machine:
