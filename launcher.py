@@ -23,6 +23,8 @@ if __name__ == "__main__":
     # Works from the checkout without activating anything: go on in its environment.
     _python = os.path.join(_VENV, "bin", "python")
     if os.path.exists(_python) and os.path.realpath(sys.prefix) != os.path.realpath(_VENV):
+        # An interpreter that starts may swallow a Ctrl-C: this one waits until _Signals takes it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
         os.execv(_python, [_python, os.path.realpath(__file__), *sys.argv[1:]])
     sys.path.insert(0, _HERE)
     gc.disable()  # a start makes many objects and no garbage; run_verb() lets it go on
@@ -173,6 +175,7 @@ class _Signals:
             # Who starts us with SIGHUP ignored (nohup) means it.
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._handle)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.received = number

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from switcher.declared import Declared, parse, read_module
+from switcher.declared import Declared, header_id, parse, read_module
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = ROOT / "switcher" / "native" / "control.h"
@@ -115,7 +115,9 @@ def open_native(path: Path = NATIVE) -> Any:
         )
     name = os.fspath(path.resolve())
     if name not in _opened:
-        _opened[name] = ffi.dlopen(name)
+        lib = ffi.dlopen(name)
+        _check_header(lib, path)
+        _opened[name] = lib
     return _opened[name]
 
 
@@ -147,7 +149,18 @@ def _load_patched(path: Path) -> Binding:
         _ = lib.smp_control_init
     except Exception as problem:  # cffi has several kinds for a function that is not there
         raise BindingError(f"{path} is no engine of ours: {problem}") from None
+    _check_header(lib, path)
     return Binding(ffi, lib, path, path, True)
+
+
+def _check_header(lib: Any, path: Path) -> None:
+    """Whoever sees another layout than we do would wait for ever for words that never change."""
+    try:
+        theirs = int(lib.smp_header_id())
+    except Exception:  # as above: an older one has no such function
+        theirs = -1
+    if theirs != header_id(HEADER.read_text()):
+        raise BindingError(f"{path} was built from another control.h: run `make setup`")
 
 
 def __getattr__(name: str) -> Any:

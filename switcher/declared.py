@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,16 @@ def _constants(ffi: Any, cdef: str) -> dict[str, int]:
     for body in re.findall(r"\benum\b[^{;]*\{([^}]*)\}", without_comments):
         names += re.findall(r"\b(SMP_\w+)\b", body)
     return {name: getattr(anything, name) for name in names}
+
+
+def header_id(header: str) -> int:
+    """What a library and its user must agree on: the same text."""
+    return zlib.crc32(header.encode())
+
+
+def id_source(header: str) -> bytes:
+    """C for every library that was built from `header`, so that it can say so."""
+    return b"unsigned smp_header_id(void) { return %du; }\n" % header_id(header)
 
 
 def parse(header: str) -> Declared:

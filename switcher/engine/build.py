@@ -31,7 +31,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from switcher import cached
+from switcher import cached, declared
 from switcher.engine import unidiff
 
 HERE = Path(__file__).resolve().parent
@@ -125,6 +125,7 @@ def sources(sdist: bytes, patches: dict[str, bytes], ours: dict[str, bytes]) -> 
         except unidiff.PatchError as problem:
             raise cached.BuildError(str(problem)) from None
     files.update({OURS + name: data for name, data in ours.items()})
+    files[OURS + "header_id.c"] = declared.id_source(ours["control.h"].decode())
     return files
 
 

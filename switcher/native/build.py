@@ -22,6 +22,7 @@ from pathlib import Path
 from switcher import cached, declared
 
 BUILD = cached.ROOT / "build" / "native"
+HEADER = cached.NATIVE_SOURCES / "control.h"
 SOURCES = ("control.c", "biglock.c", "mailbox.c", "bus.c", "lapic.c",
            "ipi.c", "lapic_timer.c", "coherence.c", "irq.c")  # fmt: skip
 FLAGS = ("-std=gnu11", "-O2", "-g", "-fPIC", "-shared", "-Wall", "-Wextra", "-pthread")
@@ -49,7 +50,7 @@ def build(quiet: bool = False, defines: tuple[str, ...] = ()) -> Path:
                 print(f"== native library: {names}", file=sys.stderr, flush=True)
             _compile(sources, library, flags)
         if not module.exists():
-            _declare(cached.NATIVE_SOURCES / "control.h", module)
+            _declare(HEADER, module)
         if not defines:
             cached.switch(BUILD / "current", key)
     return library
@@ -57,8 +58,10 @@ def build(quiet: bool = False, defines: tuple[str, ...] = ()) -> Path:
 
 def _compile(sources: list[Path], library: Path, flags: tuple[str, ...]) -> None:
     with tempfile.TemporaryDirectory(dir=BUILD) as scratch:
-        built = Path(scratch) / library.name
-        command = [*cached.compiler(), *flags, "-o", str(built), *map(str, sources), "-lrt"]
+        built, identity = Path(scratch) / library.name, Path(scratch) / "header_id.c"
+        identity.write_bytes(declared.id_source(HEADER.read_text()))
+        inputs = map(str, [*sources, identity])
+        command = [*cached.compiler(), *flags, "-o", str(built), *inputs, "-lrt"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise cached.BuildError(f"{' '.join(command)}\n{done.stderr}")

@@ -29,7 +29,7 @@ uint32_t smp_cflags = CF_PARALLEL;
 
 /* The engine is linked from an archive: what nobody in it calls would be left out. */
 __attribute__((used)) static const void *const kept[] = {smp_selftest, smp_lock, smp_dma_write, smp_asked,
-                                                           smp_vcpu_up};
+                                                           smp_vcpu_up, smp_header_id};
 
 static struct {
     struct smp_control *control;

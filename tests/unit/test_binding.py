@@ -134,6 +134,16 @@ def test_a_missing_engine_is_a_sentence() -> None:
     assert "there is no engine at /no/such" in done.stderr.splitlines()[-1]
 
 
+def test_an_engine_of_another_header_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / "control.h"
+    other.write_text(binding.HEADER.read_text() + "/* one more word */\n")
+    done = python(
+        f"import pathlib, switcher.binding as b; b.HEADER = pathlib.Path({str(other)!r}); b.load()"
+    )
+    last = done.stderr.splitlines()[-1]
+    assert "was built from another control.h: run `make setup`" in last
+
+
 def test_what_is_no_engine_is_refused(tmp_path: Path) -> None:
     other_name = tmp_path / "libother.so"
     other_name.write_bytes(b"")

@@ -45,11 +45,13 @@ def _cpu_down(cpu: LguestCpu, *_rest: int) -> None:
 
 
 def _send_ipi(cpu: LguestCpu, target: int, irq: int, *_rest: int) -> None:
-    everybody = range(cpu.vcpus)
-    if not 0 < irq < IRQS or not (target == ALL_OTHERS or target in everybody):
+    if not 0 < irq < IRQS or not (target < cpu.vcpus or target == ALL_OTHERS):
         raise GuestMistakeError(f"Bad IPI {irq} to CPU {target}")
-    for index in everybody if target == ALL_OTHERS else (target,):
-        if index == target or index != cpu.index:
+    if target != ALL_OTHERS:
+        cpu.send_ipi(target, irq)
+        return
+    for index in range(cpu.vcpus):
+        if index != cpu.index:
             cpu.send_ipi(index, irq)
 
 
