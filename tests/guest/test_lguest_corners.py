@@ -1,0 +1,121 @@
+"""Corners of the lguest machine that a kernel or its users may come to, one small Guest for each.
+
+Every Guest is assembly text behind a prelude that has made it what Linux is by then: tables,
+gates for all exceptions, a kernel's stack, segments for ring 3.  It passes by powering off.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from runtime.machine import Machine, Reason
+from tests.helpers.assembly import assemble
+from tests.helpers.images import Maker, Piece, write_file
+from tests.helpers.launch import needs_engine
+
+MEMORY = 8 << 20
+CODE, DATA = 0x10000C, 0x120000
+DATA_SIZE = 1392
+BLOCKED, IRQ_ENABLED, KERNEL_ADDRESS, SYSCALL_VECTOR = DATA + 4, DATA, 0x568, 0x56C
+
+PRELUDE = f"""
+    .macro hcall number, a=$0, b=$0, c=$0
+        mov \\c, %edx
+        mov \\b, %ecx
+        mov \\a, %ebx
+        mov $\\number, %eax
+        int $0x1f
+    .endm
+    .macro gate vector, handler, type
+        mov $\\handler, %ecx
+        mov %ecx, %edx
+        and $0xffff0000, %edx
+        or $\\type, %edx
+        movzwl %cx, %ecx
+        or $0x00610000, %ecx
+        mov $\\vector, %ebx
+        mov $6, %eax
+        int $0x1f
+    .endm
+    .macro end text
+        hcall 2, $\\text, $1
+    .endm
+    .macro user at
+        push $0x7b
+        push $0x2f0000
+        push $0x202
+        push $0x73
+        push $\\at
+        iret
+    .endm
+
+    mov $0x280000, %esp
+    hcall 1, ${DATA}
+    mov $0x200000, %edi                 # a directory, and tables for 8 MB as they are
+    movl $0x201067, (%edi)
+    movl $0x202067, 4(%edi)
+    mov $0x201000, %edi
+    mov $0x67, %eax
+1:  stosl
+    add $0x1000, %eax
+    cmp ${MEMORY:#x}, %eax
+    jb 1b
+    hcall 4, $0x200000
+    hcall 18, $14, $0x0000ffff, $0x00cffb00
+    hcall 18, $15, $0x0000ffff, $0x00cff300
+    mov $0x7b, %eax
+    mov %eax, %ds
+    mov %eax, %es
+    hcall 7, $0x69, $0x280000, $2
+    gate 6, invalid_opcode, 0x8e00
+    gate 13, protection, 0x8e00
+    gate 14, strange, 0x8e00
+    gate 32, clock, 0x8e00
+    gate 0x80, system_call, 0xef00
+    jmp begin
+strange:
+    end text_strange
+good:
+    end text_good
+text_strange:   .asciz "a trap that should not be"
+text_bad:       .asciz "it went wrong"
+text_good:      .asciz "Power down"
+    .space 128
+"""
+HANDLERS = ("invalid_opcode", "protection", "clock", "system_call")
+DEFAULTS = "".join(f".ifndef {name}; .set {name}, strange; .endif\n" for name in HANDLERS)
+
+
+def run(directory: Path, source: str, seconds: float = 20, first: str = "") -> str:
+    """What the Guest died of; nothing if it has passed.  `first` goes before all else."""
+    needs_engine()
+    code = assemble(directory, first + PRELUDE + source + DEFAULTS)
+    data = bytearray(DATA_SIZE)
+    data[0x18 : 0x18 + 64] = b"\xff" * 64
+    struct.pack_into("<II", data, KERNEL_ADDRESS, 0xC0000000, 0x80)
+    path = write_file(directory, Maker([Piece(code, CODE), Piece(bytes(data), DATA)]).build())
+    with Machine(path, machine="lguest", memory=MEMORY, console="capture") as machine:
+        end = machine.run(seconds)
+    return "" if end.reason is Reason.POWEROFF else end.text
+
+
+def test_there_is_no_local_descriptor_table(tmp_path: Path) -> None:
+    """Not even where somebody has put a descriptor at address 8."""
+    source = """
+begin:
+    movl $0x0000ffff, 8
+    movl $0x00cff300, 12
+    user load
+load:
+    mov $0xf, %eax
+    mov %eax, %gs
+    int $0x80
+system_call:
+    end text_bad
+protection:
+    cmpl $0xc, (%esp)
+    je good
+    end text_bad
+"""
+    assert run(tmp_path, source) == ""
