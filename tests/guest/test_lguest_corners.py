@@ -119,3 +119,22 @@ protection:
     end text_bad
 """
     assert run(tmp_path, source) == ""
+
+
+def test_an_interrupt_that_was_blocked_comes_when_it_no_longer_is(tmp_path: Path) -> None:
+    """Nobody says that it no longer is: the Guest only clears a bit."""
+    source = f"""
+begin:
+    movl $1, {BLOCKED}
+    movl $0x200, {IRQ_ENABLED}
+    hcall 9, $1000
+    mov $200000000, %ecx                # some 100 ms
+1:  dec %ecx
+    jnz 1b
+    movl $0, {BLOCKED}
+2:  pause
+    jmp 2b
+clock:
+    jmp good
+"""
+    assert run(tmp_path, source) == ""
