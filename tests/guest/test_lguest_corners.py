@@ -138,3 +138,28 @@ clock:
     jmp good
 """
     assert run(tmp_path, source) == ""
+
+
+def test_a_user_cannot_kill_the_guest_by_a_segment(tmp_path: Path) -> None:
+    """Its eip is no address where its code segment does not begin at 0; it is not read."""
+    source = """
+begin:
+    movb $0xf4, 0x780000                # HLT
+    movl $0, 0x201000 + 4 * 0x700       # nothing at 0x700000
+    hcall 5, $1
+    hcall 18, $6, $0x0000ffff, $0x00cffb08      # code that begins at 0x80000
+    push $0x7b
+    push $0x2f0000
+    push $0x202
+    push $0x33
+    push $0x700000
+    iret
+protection:
+    cmpl $0, (%esp)
+    jne bad
+    cmpl $0x33, 8(%esp)
+    je good
+bad:
+    end text_bad
+"""
+    assert run(tmp_path, source) == ""

@@ -55,9 +55,11 @@ def _emulate(cpu: LguestCpu) -> bool:
     Kernels execute a few of these before they have replaced them by hypercalls.
     """
     regs, memory = cpu.regs, cpu.memory
-    at = memory.guest_pa(regs.eip)
+    # lguest translated eip first, and a user whose code segment does not begin at 0 killed the
+    # Guest, for want of a page there.
     if regs.cs & 3 != GUEST_PL:
         return False
+    at = memory.guest_pa(regs.eip)
     opcode, length, short = memory.read(at, 1)[0], 0, False
     if opcode == CLI:
         regs.eip = (regs.eip + 1) & WORD
