@@ -163,3 +163,52 @@ bad:
     end text_bad
 """
     assert run(tmp_path, source) == ""
+
+
+def test_a_hypercall_by_vmcall_becomes_an_int(tmp_path: Path) -> None:
+    """As 2.6.30 to 3.0 made them; a user has none."""
+    source = """
+begin:
+    user call
+call:
+    .byte 0x0f, 0x01, 0xc1
+invalid_opcode:
+    cmpl $call, (%esp)
+    jne bad
+    mov $text_good, %ebx
+    mov $1, %ecx
+    mov $2, %eax
+again:
+    .byte 0x0f, 0x01, 0xc1
+bad:
+    end text_bad
+"""
+    assert run(tmp_path, source) == ""
+
+
+def test_msrs_before_anything_else(tmp_path: Path) -> None:
+    """Linux looks for microcode before it knows where it is; later it handles the fault."""
+    first = """
+    mov $0x17, %ecx
+    mov $-1, %eax
+    mov %eax, %edx
+    rdmsr
+    or %edx, %eax
+    mov %eax, %ebp
+    mov $0x8b, %ecx
+    wrmsr
+"""
+    source = """
+begin:
+    test %ebp, %ebp
+    jnz bad
+there:
+    rdmsr
+bad:
+    end text_bad
+protection:
+    cmpl $there, 4(%esp)
+    je good
+    end text_bad
+"""
+    assert run(tmp_path, source, first=first) == ""
