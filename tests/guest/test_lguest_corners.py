@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+import pytest
+
 from runtime.machine import Machine, Reason
 from tests.helpers.assembly import assemble
 from tests.helpers.images import Maker, Piece, write_file
@@ -117,6 +119,38 @@ protection:
     cmpl $0xc, (%esp)
     je good
     end text_bad
+"""
+    assert run(tmp_path, source) == ""
+
+
+@pytest.mark.parametrize("ring", [1, 3])
+def test_iret_does_not_lead_to_virtual_8086_mode(tmp_path: Path, ring: int) -> None:
+    """Only in ring 0 does the bit in the popped flags mean that."""
+    begin = "user back" if ring == 3 else "jmp back"
+    source = f"""
+begin:
+    {begin}
+back:
+    push $0
+    push $0
+    push $0
+    push $0
+    push $0x7b
+    push $0x2f0000
+    push $0x23202                       # VM, IOPL 3
+    push %cs
+    push $there
+    iret
+there:
+    pushf
+    pop %eax
+    test $0x23000, %eax
+    jnz bad
+    int $0x80
+bad:
+    end text_bad
+system_call:
+    jmp good
 """
     assert run(tmp_path, source) == ""
 
