@@ -23,7 +23,6 @@ class Cpu:
     pending: int = 0
     irqs_wait: bool = False
     halted: bool = False
-    halt_wanted: bool = False
     dead: bool = False
     initialised: bool = True
     noirq_start: int = 0
