@@ -25,6 +25,7 @@ MAGIC_AT = 0x202
 VERSION = 0x206, "<H"
 LOADFLAGS = 0x211, "<B"
 CODE32_START = 0x214, "<I"
+RELOCATABLE = 0x234, "<B"
 XLOADFLAGS = 0x236, "<H"
 PREF_ADDRESS = 0x258, "<Q"
 INIT_SIZE = 0x260, "<I"
@@ -40,7 +41,7 @@ VERSION_XLOADFLAGS = 0x020C
 PARAGRAPH = 16
 """Bytes in a unit of syssize."""
 UNPACKED_ALIGNMENT = 16 * MIB
-"""kernel_alignment in our boot_params: the unpacker rounds its own address up to this."""
+"""kernel_alignment in our boot_params: the unpacker of a relocatable kernel rounds up to this."""
 
 
 def is_bzimage(image: Image) -> bool:
@@ -83,7 +84,9 @@ def load(image: Image, boot: Boot, layout: Layout) -> int:
     if not LOAD_ADDRESS <= entry < end:
         raise image.error(f"has its entry point {entry:#x} outside what it loads")
     if version >= VERSION_INIT_SIZE:
-        unpacked = max(get(PREF_ADDRESS), align_up(LOAD_ADDRESS, UNPACKED_ALIGNMENT))
+        unpacked = get(PREF_ADDRESS)
+        if get(RELOCATABLE):
+            unpacked = max(unpacked, align_up(LOAD_ADDRESS, UNPACKED_ALIGNMENT))
         end = max(end, unpacked + get(INIT_SIZE))
     layout.claim(LOAD_ADDRESS, end - LOAD_ADDRESS, "the kernel, unpacked,")
     boot.write(LOAD_ADDRESS, kernel)

@@ -39,6 +39,10 @@ uint32_t smp_take_irqs(struct smp_control *c, uint32_t vcpu)
     struct smp_vcpu *v = smp_vcpu(c, vcpu);
     uint32_t events = load(&v->events) ? __atomic_exchange_n(&v->events, 0, __ATOMIC_SEQ_CST) : 0;
 
+    /* A pause that was asked for after the owner last looked: the event that announced it must still bring
+     * the vCPU out (smp_pause() stores `pause` first, so who took the event sees it). */
+    if (events & SMP_EVENT_STOP && load(&v->pause))
+        __atomic_fetch_or(&v->events, SMP_EVENT_STOP, __ATOMIC_SEQ_CST);
     if (!(events & SMP_EVENT_TIMER) || !v->clock_ns)
         return load(&v->irqs_pending);
     if (smp_now_ns() < v->clock_ns) {

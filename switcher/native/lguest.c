@@ -189,6 +189,8 @@ void smp_lguest_reset(void *handle)
     env->tr.base = state + offsetof(struct lguest_ro_state, tss);
     env->tr.limit = sizeof(((struct lguest_ro_state *)0)->tss) - 1;
     env->tr.flags = DESC_P_MASK | 9 << DESC_TYPE_SHIFT; /* 32-bit TSS; the engine keeps no busy bit here */
+    env->ldt.limit = 0; /* none: after RESET it is what lies at address 0, up to 64 KiB of it */
+    env->ldt.flags = 0;
     env->regs[R_ESP] = registers_page(s) + 4096 - sizeof(struct lguest_regs);
     env->eip = (uint32_t)s->control->switcher_address + smp_switcher_enter();
     env->eflags = 2;

@@ -175,6 +175,15 @@ def test_fields_are_read_only_where_the_protocol_has_them(tmp_path: Path) -> Non
         boot(write_file(tmp_path, bzimage(KERNEL, version=0x020A, **garbage)), Ram())
 
 
+def test_a_kernel_that_cannot_move_needs_no_more_than_its_own_place(tmp_path: Path) -> None:
+    """CONFIG_PHYSICAL_START=0x100000 without CONFIG_RELOCATABLE, for 16 MB or less."""
+    wishes = {"pref_address": MIB, "init_size": RAM - MIB}
+    boot(write_file(tmp_path, bzimage(KERNEL, relocatable=0, **wishes)), Ram())
+    assert "does not fit in RAM" in refused(
+        write_file(tmp_path, bzimage(KERNEL, relocatable=1, **wishes))
+    )
+
+
 def test_what_a_pc_keeps_for_its_firmware_is_free(tmp_path: Path) -> None:
     boot(write_file(tmp_path, elf(KERNEL, 0x9F000, bss=0x60000)), Ram())
 

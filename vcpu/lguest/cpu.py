@@ -81,6 +81,7 @@ class LguestCpu(VCpu):
         self.pending_notify = None
         self.hypercall_wanted = False
         self.ts = 0
+        self.retry_ns = interrupts.RETRY_NS
         self.ss1 = self.esp1 = self._stack_pages = 0
         self._page.irqs_pending = 0
         self._up = True
@@ -185,6 +186,11 @@ class LguestCpu(VCpu):
         if self.data is None:
             return 0
         return pending & ~int(self.data.blocked_interrupts)
+
+    @property
+    def irqs_wait(self) -> bool:
+        """Is any pending, blocked or not?"""
+        return bool(self._page.irqs_pending)
 
     def clear_irq(self, irq: int) -> None:
         """It is being delivered."""

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 EFLAGS_IF = 0x200
 RETRY_NS = 100_000
-"""How soon an interrupt is tried again that the Guest had disabled.  lguest had the host's tick."""
+"""How soon an interrupt is tried again that the Guest had disabled."""
+TICK_NS = 4_000_000
+"""How late at most.  lguest had the host's tick (250 Hz on many): every trap was an occasion."""
 WORD = 0xFFFFFFFF
 NANOSECONDS = 1_000_000_000
 WITH_ERROR_CODE = frozenset((DOUBLE_FAULT, 10, 11, 12, 13, 14, 17))
@@ -35,12 +37,31 @@ WITH_ERROR_CODE = frozenset((DOUBLE_FAULT, 10, 11, 12, 13, 14, 17))
 def deliver_one(cpu: LguestCpu) -> None:
     """At most one interrupt, the lowest that is pending and not blocked; nothing before INIT."""
     pending = cpu.pending_irqs()
-    if not pending or cpu.dead:
+    if cpu.dead:
+        return
+    if not pending:
+        # A blocked one may be unblocked by a store, unless the Guest sleeps.
+        if cpu.irqs_wait and cpu.initialised and not cpu.halted:
+            cpu.look_again(TICK_NS)
         return
     irq = (pending & -pending).bit_length() - 1
-    wanted = _try_deliver(cpu, irq)
-    if not wanted or pending & (pending - 1):
+    if not _try_deliver(cpu, irq):
+        cpu.look_again(_patience(cpu))
+        return
+    cpu.retry_ns = RETRY_NS
+    if pending & (pending - 1):
         cpu.look_again(RETRY_NS)
+
+
+def _patience(cpu: LguestCpu) -> int:
+    """How long to leave a Guest alone that wants no interrupt now.
+
+    Twice as long as last time if it came out for nothing but our looking: on a host that is
+    slow or busy it might not get on at all otherwise.
+    """
+    looked = FIRST_EXTERNAL <= cpu.regs.trapnum < VECTORS
+    cpu.retry_ns = min(2 * cpu.retry_ns, TICK_NS) if looked else RETRY_NS
+    return cpu.retry_ns
 
 
 def _try_deliver(cpu: LguestCpu, irq: int) -> bool:

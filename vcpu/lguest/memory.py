@@ -89,6 +89,13 @@ class Memory:
             address = (address - 4) % ADDRESSES
             self.write_word(address, value)
 
+    def write(self, address: int, data: bytes) -> None:
+        """lgwrite() of any length; the engines' translations notice."""
+        if not self.address_ok(address, len(data)):
+            self._kill(f"bad write address {hexadecimal(address)} len {len(data)}")
+            return
+        self._lib.smp_dma_write(self._control, self._ram, address, data, len(data))
+
     def words(self, address: int, count: int) -> tuple[int, ...]:
         """`count` 32-bit words."""
         return struct.unpack(f"<{count}I", self.read(address, 4 * count))
