@@ -54,7 +54,19 @@ def test_every_wish_makes_it_look(b: Block, wish: str) -> None:
     cpu.look()
     WISHES[wish](b)
     assert cpu.look()
+    assert b.v(0).events == (b.lib.SMP_EVENT_STOP if wish == "pause" else 0)
+
+
+def test_a_pause_that_is_over_leaves_nothing_to_wake_for(b: Block) -> None:
+    """Or else a halted vCPU would never sleep again: smp_sleep() returns while there are events."""
+    cpu = make_cpu(b)
+    cpu.look()
+    b.pause(0, 1)
+    assert cpu.look()
+    b.pause(0, 0)
+    assert cpu.look()
     assert b.v(0).events == 0
+    assert not cpu.look()
 
 
 def test_it_looks_again_while_an_interrupt_waits(b: Block) -> None:

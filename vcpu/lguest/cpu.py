@@ -126,8 +126,8 @@ class LguestCpu(VCpu):
         if wake == self._wake and not self.must_look:
             return False
         self._wake = wake
-        self.must_look = False
         self._lib.smp_take_irqs(self._control, self.index)
+        self.must_look = self._page.events != 0  # a pause stays there until it is over
         return True
 
     def send_notify(self) -> None:
