@@ -35,7 +35,7 @@ def names() -> list[str]:
 @pytest.mark.parametrize("name", names())
 def test_killed_with_this_sentence(name: str) -> None:
     end = launch(
-        *("run", "--vcpus", "2", "--timeout", "60", "--log-level", "error"),
+        *("run", "--vcpus", "2", "--memory", "64M", "--timeout", "60", "--log-level", "error"),
         *("--append", f"only={name}", guest("lguest/abi")),
         timeout=75,
     )
