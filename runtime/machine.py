@@ -323,6 +323,7 @@ class Machine:
 
     def _abandon(self) -> None:
         """Kill the Guest if it lives, let the workers end, take everything down."""
+        self._stop_other_runner()
         with self._guard:
             control, host = self._control, self._host
             self._host = None
@@ -333,6 +334,14 @@ class Machine:
                 host.end()
         finally:
             self._stack.close()
+
+    def _stop_other_runner(self) -> None:
+        """If another thread runs the machine: end it there, and wait until that thread has left."""
+        with self._guard:
+            if self._runner in (None, threading.get_ident()):
+                return
+            self._kill_from_outside(Reason.STOPPED, "the machine was closed", 0)
+            self._idle.wait_for(lambda: self._runner is None)
 
     def _forget_control(self, control: ControlBlock) -> None:
         with self._guard:
@@ -357,7 +366,16 @@ class Machine:
         if control is None or host is None:
             raise HostError("the machine is not built; use it as a context manager")
         deadline = None if timeout is None else time.monotonic() + timeout
-        self._runner = threading.get_ident()
+        with self._guard:
+            self._runner = threading.get_ident()
+        try:
+            return self._run(control, host, deadline)
+        finally:
+            with self._guard:
+                self._runner = None
+                self._idle.notify_all()
+
+    def _run(self, control: ControlBlock, host: Host, deadline: float | None) -> Exit:
         try:
             self._kill_interrupted()
             self.resume()
@@ -370,7 +388,6 @@ class Machine:
             control.kill(Reason.STOPPED, "the caller was interrupted")
             raise
         host.end()
-        self._runner = None
         log_traces(control, host.workers, self._log)
         self._end = make_exit(
             control,

@@ -696,3 +696,17 @@ def test_send_takes_what_there_is_room_for(
     said = capsys.readouterr().err
     assert "console input lost" in said
     assert "bytes=5" in said
+
+
+def test_closed_while_another_thread_runs_it(bench: Bench) -> None:
+    """It ends there first: who still runs must not find the control block gone."""
+    ends: list[Exit] = []
+    for _ in range(5):
+        machine = bench.machine(spin)
+        with machine:
+            runner = threading.Thread(target=lambda m=machine: ends.append(m.run(20)))
+            runner.start()
+            while machine._runner is None:
+                pass
+        runner.join(10)
+    assert [end.reason for end in ends] == [Reason.STOPPED] * 5
