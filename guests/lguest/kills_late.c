@@ -120,14 +120,15 @@ static void affinity_cpu(void) { expect_kill("Bad affinity of irq 1 to CPU 200")
 
 extern const uint8_t early_hypercall[];
 asm(".pushsection .text; early_hypercall: mov $17, %eax; xor %ebx, %ebx; int $0x1f; jmp early_hypercall; .popsection");
-static void go_down(void *unused) { (void)unused; hypercall0(CPU_DOWN); }
+static volatile uint32_t down;
+static void go_down(void *unused) { (void)unused; hypercall1(CPU_DOWN, pa(&down)); }
 
 static void second_before_init(void)                    /* a started CPU begins with LGUEST_INIT, too */
 {
     if (ncpus < 2)
         fail("this needs two CPUs");
     run_on(1, go_down, 0);
-    delay_us(50000);
+    spin_until(down, "CPU 1 to stop");
     expect_kill("hypercall 17 before INIT");
     hypercall3(CPU_UP, 1, pa(early_hypercall), 0);
     delay_us(20000000);

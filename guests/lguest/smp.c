@@ -16,26 +16,29 @@ asm(".pushsection .text\n"
     "   mov 60(%esi), %ebx; mov $1, %eax; int $0x1f\n"  /* LGUEST_INIT */
     "   movl $1, 64(%esi)\n"
     "1: mov 68(%esi), %eax; test %eax, %eax; jz 1b\n"   /* until we say so */
-    "   mov $34, %eax; int $0x1f\n"                     /* CPU_DOWN */
+    "   lea 72(%esi), %ebx; mov $34, %eax; int $0x1f\n" /* CPU_DOWN */
     "   movl $2, 64(%esi); jmp 1b\n"
     ".popsection");
+
+static volatile uint32_t down[MAX_CPUS];                /* the Host says so */
 
 static void go_down(void *unused)
 {
     (void)unused;
     cpus[cpu_index()].online = 0;
     compiler_barrier();
-    hypercall0(CPU_DOWN);
+    hypercall1(CPU_DOWN, pa(&down[cpu_index()]));
     fail("CPU %u went on behind CPU_DOWN", cpu_index());
 }
 
-/* There is no way to see from outside that a CPU is down, but that CPU_UP does not kill: so wait a little. */
-static void stop(uint32_t i)
+static void stop_by(uint32_t i, void (*how)(void *))
 {
-    run_on(i, go_down, 0);
-    spin_until(!cpus[i].online, "a CPU to stop");
-    delay_us(20000);
+    down[i] = 0;
+    run_on(i, how, 0);
+    spin_until(down[i], "a CPU to stop");
 }
+
+static void stop(uint32_t i) { stop_by(i, go_down); }
 
 extern uint8_t next_start[];
 static void start_again(uint32_t i)
@@ -61,7 +64,7 @@ static void start_state(void)
     raw_data.kernel_address = 0xC0000000;
     raw_data.syscall_vec = 0x80;
     raw[15] = pa(&raw_data);
-    raw[16] = raw[17] = 0;
+    raw[16] = raw[17] = raw[18] = 0;
     hypercall3(CPU_UP, 1, pa(raw_start), pa(raw));
     spin_until(raw[16] == 1, "CPU 1 to come up by itself");
     static const struct { uint32_t at; const char *name; uint32_t value; } wanted[] = {
@@ -74,7 +77,7 @@ static void start_state(void)
     check((raw[14] & 0x202) == 0x202 && !(raw[14] & 0x3000), "a started CPU: flags are %x", raw[14]);
     check(raw_data.reserve_mem == 0x400000 && raw_data.tsc_khz == my_data()->tsc_khz && raw_data.seconds, "its own lguest_data is not filled in");
     raw[17] = 1;
-    delay_us(20000);
+    spin_until(raw[18] == 1, "CPU 1 to stop by itself");
     check(raw[16] == 1, "a CPU went on behind CPU_DOWN");
     start_again(1);
     uint32_t before = counted[1];
@@ -112,9 +115,7 @@ static void forgotten(void)
     if (ncpus < 2)
         return;
     on_vector(VECTOR_IRQ0 + 9, handle_ghost);
-    run_on(1, go_down_pending, 0);
-    spin_until(!cpus[1].online, "CPU 1 to stop");
-    delay_us(20000);
+    stop_by(1, go_down_pending);
     hypercall2(SEND_IPI, 1, 9);
     hypercall2(SEND_IPI, ALL_OTHER_CPUS, 9);
     start_again(1);

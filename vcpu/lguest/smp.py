@@ -38,10 +38,12 @@ def _cpu_up(cpu: LguestCpu, target: int, eip: int, argument: int, _rest: int) ->
         raise GuestMistakeError(f"Cannot start CPU {target}")
 
 
-def _cpu_down(cpu: LguestCpu, *_rest: int) -> None:
+def _cpu_down(cpu: LguestCpu, told: int, *_rest: int) -> None:
     if cpu.index == 0:
         raise GuestMistakeError("CPU 0 cannot stop")
     cpu.go_down()
+    if told:  # only now may somebody start it again
+        cpu.memory.write_word(told, 1)
 
 
 def _send_ipi(cpu: LguestCpu, target: int, irq: int, *_rest: int) -> None:
