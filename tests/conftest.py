@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,12 @@ import pytest
 from switcher import binding
 from switcher.native import build as native
 from tests.helpers.block import Block, Processes
+
+
+# A shell without job control starts what it puts in the background with SIGINT ignored, and so
+# would everything be that the tests start, which then cannot be interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -125,7 +125,8 @@ def sources(sdist: bytes, patches: dict[str, bytes], ours: dict[str, bytes]) -> 
         except unidiff.PatchError as problem:
             raise cached.BuildError(str(problem)) from None
     files.update({OURS + name: data for name, data in ours.items()})
-    files[OURS + "header_id.c"] = declared.id_source(ours["control.h"].decode())
+    if header := ours.get("control.h"):
+        files[OURS + "header_id.c"] = declared.id_source(header.decode())
     return files
 
 

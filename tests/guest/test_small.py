@@ -208,6 +208,8 @@ def test_hook_on_in_takes_the_device_s_place(tmp_path: Path) -> None:
 def test_log_says_what_is_there(tmp_path: Path) -> None:
     path = write_file(tmp_path, code_kernel(debug_exit_code(0)))
     end = launch("run", path)
+    assert b"pc machine (guessed from the image): multiboot kernel, 1 vCPU, 48M" in end.stderr
+    end = launch("run", "--machine", "pc", path)
     assert b"pc machine: multiboot kernel, 1 vCPU, 48M" in end.stderr
     assert launch("run", "--log-level", "error", path).stderr == b""
 
