@@ -13,7 +13,6 @@ from switcher import binding
 from switcher.native import build as native
 from tests.helpers.block import Block, Processes
 
-
 # A shell without job control starts what it puts in the background with SIGINT ignored, and so
 # would everything be that the tests start, which then cannot be interrupted.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
