@@ -234,7 +234,7 @@ def _run_machines(
             initrd=options.initrd,
             source=source(),
             log=log,
-            **wishes,
+            **({"machine": options.machine} | wishes),
         )
         signals.watch(machine)
         with machine, mode():
